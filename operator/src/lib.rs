@@ -1,0 +1,1 @@
+//! Kubernetes operator that serves ERNIE 4.5 models.

@@ -1,0 +1,5 @@
+//! Inference worker for ERNIE 4.5.
+//!
+//! Data flows `server -> engine -> executor -> model -> kernels`; see the module docs of each.
+
+pub mod executor;
