@@ -1,1 +1,36 @@
-//! CPU kernels over slices.
+//! CPU kernels of the ERNIE worker: pure functions over slices, one thread pool, and the memory that weights live in.
+//!
+//! Everything takes a [`Cpu`]: the instruction level chosen at start and the pool. Activations are f32; weights are
+//! f32, bf16 or f16 and are widened in registers, so a bf16 checkpoint is computed more exactly than the reference's
+//! bf16 arithmetic does.
+//!
+//! **Determinism.** One output element is always reduced in the same order: linears along `k` in fixed blocks,
+//! attention over tiles and splits at fixed absolute positions. Neither the number of rows, nor a row's place among
+//! them, nor chunking, nor the thread count enters.
+//!
+//! Sizes that contradict each other are defects of the caller and panic, as slice indexing does; each function says
+//! which.
+
+mod activation;
+mod attention;
+mod cpu;
+mod level;
+mod linear;
+mod matrix;
+mod moe;
+mod norm;
+mod rope;
+mod rows;
+mod select;
+
+pub use activation::{add, silu_mul};
+pub use attention::{Attention, BLOCK_TOKENS, KvCache, KvFormat, KvShape, Span};
+pub use cpu::Cpu;
+pub use level::{LEVEL_VARIABLE, Level, LevelError};
+pub use linear::{Write, linear, swiglu};
+pub use matrix::{Format, Layout, Matrix, MatrixBuilder, OutOfRange};
+pub use moe::{Expert, Routes, moe, route};
+pub use norm::{add_rms_norm, rms_norm};
+pub use rope::{Angles, Rotary, rope};
+pub use rows::{Rows, RowsMut};
+pub use select::{argmax, log_sum_exp, softmax, top_k};
