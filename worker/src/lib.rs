@@ -3,3 +3,5 @@
 //! Data flows `server -> engine -> executor -> model -> kernels`; see the module docs of each.
 
 pub mod executor;
+pub mod chat;
+pub mod tokenizer;
