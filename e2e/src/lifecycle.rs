@@ -20,6 +20,8 @@ use crate::{command, host, pki, sandbox, wait};
 const STEP_DEADLINE: Duration = Duration::from_secs(90);
 /// A cluster that exists and is not healthy gets this long to become so before it is made anew.
 const HEAL_DEADLINE: Duration = Duration::from_secs(20);
+/// So many ends by itself show that a component cannot run.
+const CRASHES: u32 = 3;
 /// Another process may be bringing the same cluster up.
 const LOCK_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -280,10 +282,7 @@ impl LocalCluster {
         self.load_own_images(components).map_err(|error| self.explain(error, &[Component::Containerd]))?;
 
         let health = self.health(plan).await?;
-        health
-            .wait_for_api(STEP_DEADLINE)
-            .await
-            .map_err(|error| self.explain(error, &[Component::KubeApiserver, Component::Etcd]))?;
+        self.attend(health.wait_for_api(STEP_DEADLINE), &[Component::KubeApiserver, Component::Etcd]).await?;
         for component in [Component::KubeControllerManager, Component::KubeScheduler, Component::Kubelet] {
             start(component)?;
         }
@@ -303,15 +302,28 @@ impl LocalCluster {
     }
 
     async fn wait_for_rest(&self, health: &Health) -> Result<()> {
-        health.wait_for_node(STEP_DEADLINE).await.map_err(|error| {
-            self.explain(error, &[Component::Kubelet, Component::Containerd, Component::KubeControllerManager])
-        })?;
-        health
-            .wait_for_service_account(STEP_DEADLINE)
-            .await
-            .map_err(|error| self.explain(error, &[Component::KubeControllerManager]))?;
-        health.wait_for_dns(STEP_DEADLINE).await.map_err(|error| self.explain(error, &[Component::Coredns]))?;
-        health.wait_for_proxy(STEP_DEADLINE).await.map_err(|error| self.explain(error, &[Component::KubeProxy]))
+        let node = [Component::Kubelet, Component::Containerd, Component::KubeControllerManager];
+        self.attend(health.wait_for_node(STEP_DEADLINE), &node).await?;
+        self.attend(health.wait_for_service_account(STEP_DEADLINE), &[Component::KubeControllerManager]).await?;
+        self.attend(health.wait_for_dns(STEP_DEADLINE), &[Component::Coredns]).await?;
+        self.attend(health.wait_for_proxy(STEP_DEADLINE), &[Component::KubeProxy]).await
+    }
+
+    /// Waits for `condition`, but no longer than until one of `suspects` has shown that it cannot run. A failure
+    /// comes with the end of the right log.
+    async fn attend(&self, condition: impl Future<Output = Result<()>>, suspects: &[Component]) -> Result<()> {
+        let socket = self.paths.control_socket();
+        let crash = wait::until("a crash", 2 * STEP_DEADLINE, async || {
+            let states = control::status(&socket)?;
+            let crashing =
+                |status: &&ComponentStatus| status.restarts >= CRASHES && suspects.contains(&status.component);
+            Ok(states.iter().find(crashing).map(|status| status.component))
+        });
+        let ended = tokio::select! {
+            ended = condition => ended,
+            crashed = crash => crashed.and_then(|component| Err(anyhow!("{component} ended {CRASHES} times"))),
+        };
+        ended.map_err(|error| self.explain(error, suspects))
     }
 
     /// Adds the end of the right log: of the first of `suspects` that ended by itself, else of the first.

@@ -75,7 +75,15 @@ enum Command {
     },
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
+    start().unwrap_or_else(|error| {
+        // Only what went wrong and why: a backtrace of this program helps nobody who brings a cluster up.
+        eprintln!("cluster: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn start() -> Result<ExitCode> {
     let command = match Cli::parse().command {
         // Before any runtime: it supervises with plain threads, as it must reap every child itself.
         Command::Init { state, components } => {

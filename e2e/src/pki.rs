@@ -58,6 +58,7 @@ fn identities(plan: &Plan) -> Result<Vec<Identity>> {
             served: vec![SanType::DnsName(node_name.as_str().try_into()?), SanType::IpAddress(node)],
         },
         Identity::client("kubelet-client", KUBELET_CLIENT, None),
+        Identity::client("front-proxy-client", "front-proxy-client", None),
         Identity::client("admin", "kubernetes-admin", Some("system:masters")),
         Identity::client("kube-controller-manager", "system:kube-controller-manager", None),
         Identity::client("kube-scheduler", "system:kube-scheduler", None),
@@ -87,6 +88,7 @@ pub(crate) fn write(plan: &Plan, state: &Path) -> Result<()> {
     private(&folder.join("ca.key"), &issuer.key().serialize_pem())?;
     let tokens = KeyPair::generate().context("generating the key of ServiceAccount tokens")?;
     private(&folder.join("service-account.key"), &tokens.serialize_pem())?;
+    private(&folder.join("service-account.pub"), &tokens.public_key_pem())?;
 
     for identity in identities(plan)? {
         let file = identity.file;

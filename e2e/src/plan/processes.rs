@@ -51,8 +51,16 @@ fn apiserver(plan: &Plan) -> Vec<String> {
         format!("--kubelet-certificate-authority={pki}/ca.crt"),
         "--kubelet-preferred-address-types=InternalIP".into(),
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
-        format!("--service-account-key-file={pki}/service-account.key"),
+        format!("--service-account-key-file={pki}/service-account.pub"),
         format!("--service-account-signing-key-file={pki}/service-account.key"),
+        // What aggregated APIs (custom metrics, say) need to trust the API server's word about a caller.
+        format!("--requestheader-client-ca-file={pki}/ca.crt"),
+        "--requestheader-allowed-names=front-proxy-client".into(),
+        "--requestheader-username-headers=X-Remote-User".into(),
+        "--requestheader-group-headers=X-Remote-Group".into(),
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+        format!("--proxy-client-cert-file={pki}/front-proxy-client.crt"),
+        format!("--proxy-client-key-file={pki}/front-proxy-client.key"),
         format!("--audit-policy-file={STATE}/{}", file::AUDIT_POLICY),
         format!("--audit-log-path={STATE}/log/audit.jsonl"),
         // Tests remember a place in the file, so it must not be rotated under them.
@@ -78,6 +86,10 @@ fn controller_manager() -> Vec<String> {
         format!("--cluster-signing-key-file={pki}/ca.key"),
         "--leader-elect=false".into(),
         "--node-monitor-grace-period=10s".into(),
+        // It makes a ServiceAccount and a token for each of its controllers first, and at the default rate of 20 a
+        // second pods wait five seconds for that.
+        "--kube-api-qps=500".into(),
+        "--kube-api-burst=1000".into(),
         "--profiling=false".into(),
     ]);
     args
