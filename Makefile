@@ -1,0 +1,42 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo ask test soak bench images crds fmt cluster-up cluster-down cluster-status clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@echo 'CLUSTER=existing (or KUBECONFIG) with REGISTRY=host/path: your own cluster instead of a local one'
+
+demo: ## from nothing to a chat: cluster, images, operator, model, a question from inside the cluster
+	@scripts/demo
+
+ask: ## another question to the demo model: make ask TEXT='The Bennets were'
+	@scripts/ask "$(TEXT)"
+
+test: ## everything that CI runs
+	@scripts/test
+
+soak: ## the long runs of the same tests
+	@scripts/test soak
+
+bench: ## speed of the worker on this machine
+	@cargo bench --workspace
+
+images: ## build the images into dist/images, or push them to REGISTRY
+	@scripts/images
+
+crds: ## write the custom resource definition to crds/ and into the chart
+	@scripts/crds
+
+fmt: ## format the source
+	@cargo fmt --all
+
+cluster-up: ## start a Kubernetes on this machine (root; builds it the first time)
+	@scripts/cluster up
+
+cluster-down: ## end it and remove all that it left
+	@scripts/cluster down
+
+cluster-status: ## say how it is
+	@scripts/cluster status
+
+clean: ## remove what was built here (the cluster's programs stay in the cache)
+	@rm -rf dist && cargo clean

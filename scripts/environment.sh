@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: where things are, which cluster is meant, and how progress is told.
+#
+# CLUSTER=local|existing   which cluster (default: existing when KUBECONFIG names one that is not ours, else local)
+# REGISTRY=host/path       where an existing cluster pulls images from; images are pushed there
+# CARGO_TARGET_DIR         as for cargo
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PATH="$PATH:$HOME/.cargo/bin:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin"
+export DEBIAN_FRONTEND=noninteractive
+# An error is a sentence here, also for somebody who wants backtraces of panics.
+export RUST_LIB_BACKTRACE=0
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+step() { printf '\n==> %s\n' "$*" >&2; }
+
+# Folder of the compiled programs: .cargo/config.toml names the host as the target.
+bin_dir() { printf '%s/%s/release' "${CARGO_TARGET_DIR:-target}" "$(rustc --print host-tuple)"; }
+
+version() { sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1; }
+
+# The first twelve digits of a digest over files: an image's tag says what is in it.
+content_tag() { printf '%s-%s' "$(version)" "$(cat "$@" | sha256sum | cut -c1-12)"; }
+
+# Compiles every program of the workspace. Always the same selection, so that cargo never has a reason to compile a
+# dependency again with other features.
+build_programs() {
+    step "Compiling the operator, the worker and the cluster tool (the first time takes minutes)"
+    cargo build --release --workspace --bins
+}
+
+cluster_kind() {
+    case "${CLUSTER:-}:${KUBECONFIG:-}" in
+    local:* | existing:*) printf '%s' "$CLUSTER" ;;
+    : | :*/ernie-operator/clusters/*) printf local ;;
+    :*) printf existing ;;
+    *) die "CLUSTER=$CLUSTER is neither local nor existing" ;;
+    esac
+}
+
+# Puts kubectl, helm and grpcurl on the PATH: those built for the local cluster, or the user's own for an existing one.
+use_tools() {
+    if [ "$(cluster_kind)" = local ] || ! { command -v kubectl && command -v helm; } >/dev/null; then
+        PATH=$("$(bin_dir)/cluster" build):$PATH
+    fi
+}
+
+# Makes KUBECONFIG name the cluster that is meant.
+use_cluster() {
+    if [ "$(cluster_kind)" = local ]; then
+        KUBECONFIG=$("$(bin_dir)/cluster" kubeconfig --path)
+        export KUBECONFIG
+    fi
+}
