@@ -1,0 +1,31 @@
+//! Continuous batching: many requests share the steps of one executor.
+//!
+//! One OS thread owns the executor. [`start`] gives an [`EngineHandle`]; [`EngineHandle::submit`] admits a
+//! [`Request`] or refuses it at once with a [`Rejected`], and returns an [`EventStream`]:
+//! [`Event::Started`], then one [`Event::Token`] for each token, then [`Event::Finished`] or [`Event::Failed`].
+//!
+//! The engine deals in token ids only. Whoever owns text detokenises, and ends a stream at a stop string with
+//! [`EventStream::stop`]: what was read from the stream until then is the answer, exactly; tokens that the engine
+//! produced meanwhile are never delivered, and are counted nowhere. Dropping a stream cancels its request within one
+//! step.
+//!
+//! - [`scheduler`], [`blocks`], [`cost`] are pure: no clock, no randomness, no channel.
+//! - `sequence` is one request's life; `turn` is the loop: plan, forward, sample, deliver.
+//!
+//! Nothing here names a tensor or a protobuf.
+
+mod admission;
+pub mod config;
+pub mod cost;
+pub mod handle;
+pub mod load;
+pub mod observer;
+pub mod request;
+
+pub use config::{EngineConfig, InvalidConfig};
+pub use handle::{Drained, EngineHandle, EventStream, Health, Limits};
+pub use observer::{Observer, RequestReport, StepReport};
+pub use request::{
+    Adapter, Event, Failure, FailureKind, FinishReason, Finished, Rejected, RejectionKind, Request, Started, Timings,
+    Token, Usage,
+};

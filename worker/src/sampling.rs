@@ -1,0 +1,142 @@
+//! PURE: logits to token.
+//!
+//! Order: log-probabilities of the raw distribution; then bias, bans and penalties, each on the few tokens it names;
+//! then temperature, `min_p`, `top_k`, `top_p`, and one draw among the survivors. The random number is a function of
+//! (seed, choice, output position) alone, so a token depends neither on what else runs nor on when.
+
+mod params;
+mod penalties;
+mod philox;
+mod softmax;
+mod survivors;
+
+pub use params::{InvalidSampling, SamplingParams};
+
+use penalties::History;
+use softmax::Weight;
+use survivors::{Candidate, Survivors};
+
+/// Log-probabilities (natural logarithm) of the model's own distribution, before bias, penalties and temperature.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most probable tokens, best first, each with its log-probability.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A chosen token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// Its id.
+    pub id: u32,
+    /// When [`SamplingParams::logprobs`] asked for them.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Why no token could be chosen. The sentence is for the caller.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SampleError {
+    /// The model computed something that is not a number.
+    #[error("the model computed a logit that is not finite (of token {0})")]
+    NotFinite(u32),
+    /// Bias and bans forbid every token.
+    #[error("no token is allowed: logit_bias, bad_words and min_tokens together forbid the whole vocabulary")]
+    NothingAllowed,
+}
+
+/// Room for intermediate results, reused from token to token.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    survivors: Survivors,
+}
+
+/// Chooses the tokens of one answer.
+#[derive(Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    choice: u32,
+    history: History,
+}
+
+impl Sampler {
+    /// For an answer to `prompt` that goes on after `emitted`. `choice` is its index among several answers.
+    ///
+    /// # Errors
+    /// [`InvalidSampling`] when a parameter is out of range, or names a token outside `0..vocab`.
+    pub fn new(
+        params: SamplingParams,
+        choice: u32,
+        vocab: usize,
+        prompt: &[u32],
+        emitted: &[u32],
+    ) -> Result<Self, InvalidSampling> {
+        params.validate(vocab)?;
+        let history = History::new(&params, prompt, emitted);
+        Ok(Self { params, choice, history })
+    }
+
+    /// Chooses the output token at `position` (0 is the first of the answer) from `logits` `[vocab]`, which are spoilt.
+    /// None of `banned` is chosen. The token is remembered for penalties.
+    ///
+    /// # Errors
+    /// [`SampleError`]; the sampler is unchanged.
+    pub fn sample(
+        &mut self,
+        logits: &mut [f32],
+        position: u32,
+        banned: &[u32],
+        scratch: &mut Scratch,
+    ) -> Result<Chosen, SampleError> {
+        if let Some(token) = softmax::first_not_finite(logits) {
+            return Err(SampleError::NotFinite(token));
+        }
+        let raw = self.params.logprobs.map(|top| RawLogprobs::new(logits, top as usize, &mut scratch.survivors));
+        self.history.apply(&self.params, logits);
+        for &token in banned {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let id = self.choose(logits, position, &mut scratch.survivors).ok_or(SampleError::NothingAllowed)?;
+        let logprobs = raw.map(|raw| raw.of(id));
+        self.history.push(id);
+        Ok(Chosen { id, logprobs })
+    }
+
+    /// The token, or `None` when every logit is minus infinity.
+    fn choose(&self, logits: &[f32], position: u32, survivors: &mut Survivors) -> Option<u32> {
+        let best = softmax::argmax(logits)?;
+        if self.params.temperature == 0.0 {
+            return Some(best.id);
+        }
+        let uniform = philox::uniform(self.params.seed, self.choice, position);
+        survivors.draw(&self.params, logits, best, uniform)
+    }
+}
+
+/// The raw distribution, as far as it is needed once the logits are spoilt.
+struct RawLogprobs {
+    logits: Vec<f32>,
+    log_sum_exp: f32,
+    top: Vec<(u32, f32)>,
+}
+
+impl RawLogprobs {
+    fn new(logits: &[f32], top: usize, survivors: &mut Survivors) -> Self {
+        let best = softmax::argmax(logits).map_or(0.0, |best| best.logit);
+        let weight = Weight { best, sharpness: 1.0, floor: f32::NEG_INFINITY };
+        let log_sum_exp = best + weight.sum(logits).ln() as f32;
+        let top = survivors.best(logits, top).iter();
+        let top = top.map(|&Candidate { id, logit }| (id, logit - log_sum_exp)).collect();
+        Self { logits: logits.to_vec(), log_sum_exp, top }
+    }
+
+    fn of(self, id: u32) -> TokenLogprobs {
+        let chosen = self.logits.get(id as usize).map_or(f32::NEG_INFINITY, |logit| logit - self.log_sum_exp);
+        TokenLogprobs { chosen, top: self.top }
+    }
+}
+
+#[cfg(test)]
+mod tests;
