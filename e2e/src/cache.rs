@@ -134,10 +134,24 @@ impl ClusterPaths {
     }
 }
 
-/// Takes the lock `name`, waiting for whoever holds it, and says so when that takes a while.
+/// Takes the lock `name` for oneself alone, waiting for whoever holds it, and says so when that takes a while.
 ///
 /// The lock ends with the returned file or with the process, however that ends.
-pub async fn lock(root: &Path, name: &str, deadline: Duration) -> Result<File> {
+pub(crate) async fn lock(root: &Path, name: &str, deadline: Duration) -> Result<File> {
+    take(root, name, deadline, File::try_lock).await
+}
+
+/// As [`lock`], together with others who share it.
+pub(crate) async fn lock_shared(root: &Path, name: &str, deadline: Duration) -> Result<File> {
+    take(root, name, deadline, File::try_lock_shared).await
+}
+
+async fn take(
+    root: &Path,
+    name: &str,
+    deadline: Duration,
+    attempt: impl Fn(&File) -> Result<(), TryLockError>,
+) -> Result<File> {
     let folder = root.join("locks");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let path = folder.join(name);
@@ -148,7 +162,7 @@ pub async fn lock(root: &Path, name: &str, deadline: Duration) -> Result<File> {
         .open(&path)
         .with_context(|| format!("opening the lock {}", path.display()))?;
     let mut told = false;
-    wait::until(&format!("the lock {}", path.display()), deadline, async || match file.try_lock() {
+    wait::until(&format!("the lock {}", path.display()), deadline, async || match attempt(&file) {
         Ok(()) => Ok(Some(())),
         Err(TryLockError::WouldBlock) => {
             if !told {

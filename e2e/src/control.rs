@@ -58,6 +58,8 @@ pub struct ComponentStatus {
     pub component: Component,
     /// What it does now.
     pub state: State,
+    /// Arguments that it was started with beyond the usual ones.
+    pub extra_args: Vec<String>,
     /// Starts after it ended without being asked to.
     pub restarts: u32,
     /// How it ended last, such as `exit status: 1`, if it ever did.

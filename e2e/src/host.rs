@@ -123,10 +123,10 @@ pub(crate) fn restore_settings(root: &Path) -> Result<()> {
     for name in SETTINGS {
         let Some(value) = values.get(name) else { continue };
         let current = fs::read_to_string(setting(name)).unwrap_or_default();
-        if current.trim() != value {
-            if let Err(error) = fs::write(setting(name), value) {
-                say(&format!("kernel setting {name} could not be put back to {value}: {error}"));
-            }
+        if current.trim() != value
+            && let Err(error) = fs::write(setting(name), value)
+        {
+            say(&format!("kernel setting {name} could not be put back to {value}: {error}"));
         }
     }
     fs::remove_file(&saved).with_context(|| format!("removing {}", saved.display()))

@@ -16,7 +16,7 @@ pub(crate) const PAUSE: &str = "docker.io/local/pause:1";
 /// It is always loaded; use it with `imagePullPolicy: IfNotPresent`.
 pub const TOOLBOX: &str = "docker.io/local/toolbox:1";
 /// Changes when the two images must be made anew.
-pub(crate) const RECIPE: &str = "images-1";
+pub(crate) const RECIPE: &str = "images-2";
 /// Debian's statically linked busybox.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 
@@ -36,6 +36,9 @@ pub(crate) fn write_own(bin: &Path, images: &Path) -> Result<()> {
     fs::create_dir_all(root.join("etc")).context("making etc of the toolbox image")?;
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\nnobody:x:65532:65532:nobody:/:/bin/sh\n")
         .context("writing etc/passwd of the toolbox image")?;
+    let scratch = root.join("tmp");
+    fs::create_dir_all(&scratch).context("making tmp of the toolbox image")?;
+    fs::set_permissions(&scratch, fs::Permissions::from_mode(0o1777)).context("opening tmp of the toolbox image")?;
     // Stops at once on the signal, and otherwise lives as long as a test needs it.
     let config = json!({
         "Cmd": ["/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done"],

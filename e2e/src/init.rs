@@ -14,7 +14,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_
 
 use crate::command::{self, run};
 use crate::control::{self, Request, Response};
-use crate::plan::{COMPONENTS, NODE_BRIDGE, Plan, STATE};
+use crate::plan::{COMPONENTS, NODE_BRIDGE, Plan, SERVICES, STATE};
 use crate::wait;
 
 mod supervise;
@@ -72,6 +72,9 @@ fn bring_up_network(plan: &Plan) -> Result<()> {
         format!("link add {NODE_BRIDGE} type bridge"),
         format!("address add {address} dev {NODE_BRIDGE}"),
         format!("link set {NODE_BRIDGE} up"),
+        // There is no default route. With this one a Service without endpoints refuses connections as it does
+        // elsewhere, and the node itself reaches Services.
+        format!("route add {SERVICES} dev {NODE_BRIDGE}"),
     ] {
         run(command::new("ip").args(line.split(' ')))?;
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{self, ClusterName, ClusterPaths};
 use crate::components::{self, Components};
-use crate::control::{self, ComponentStatus, Request, State};
+use crate::control::{self, ComponentStatus, Ending, Request, State};
 use crate::health::{self, Health};
 use crate::plan::{Component, Plan};
 use crate::progress::say;
@@ -95,7 +95,7 @@ impl LocalCluster {
         let components = self.components().await?;
         let _lock = self.lock().await?;
         if let Some(plan) = self.current(&components) {
-            if self.healthy(&plan, Duration::from_secs(3)).await.is_ok() {
+            if self.healthy(&plan, Duration::from_secs(3)).await.is_ok() && !self.has_unusual_arguments() {
                 return Ok(Outcome::AlreadyUp);
             }
             say(&format!("cluster {} is up but not healthy: healing it", self.name));
@@ -123,6 +123,11 @@ impl LocalCluster {
             host::restore_settings(&self.root)?;
         }
         Ok(there)
+    }
+
+    /// This host's id of the first process of the cluster's namespaces; `None` when the cluster is not up.
+    pub fn first_process(&self) -> Option<u32> {
+        sandbox::first_process(&self.paths).and_then(|pid| u32::try_from(pid.as_raw_pid()).ok())
     }
 
     /// How the cluster is; `None` when it is not up.
@@ -208,20 +213,66 @@ impl LocalCluster {
         tokio::time::timeout(deadline, check).await.unwrap_or_else(|_| Err(anyhow!("the API server does not answer")))
     }
 
+    /// Whether a test that was killed left a component running with arguments of its own.
+    fn has_unusual_arguments(&self) -> bool {
+        let states = control::status(&self.paths.control_socket()).unwrap_or_default();
+        states.iter().any(|status| !status.extra_args.is_empty())
+    }
+
     async fn heal(&self, plan: &Plan) -> Result<()> {
-        let socket = self.paths.control_socket();
-        for status in control::status(&socket)? {
-            let component = status.component;
-            match status.state {
-                State::Running | State::Restarting => {}
-                State::Paused => drop(control::ask(&socket, &Request::Resume { component })?),
-                State::Down => drop(control::ask(&socket, &Request::Start { component, extra_args: Vec::new() })?),
-            }
-        }
+        self.mend()?;
         wait::until("the cluster to be healthy", HEAL_DEADLINE, async || {
             Ok(self.healthy(plan, Duration::from_secs(3)).await.ok())
         })
         .await
+    }
+
+    /// Starts what is down, lets go on what is frozen, and restarts what runs with unusual arguments.
+    pub(crate) fn mend(&self) -> Result<()> {
+        let socket = self.paths.control_socket();
+        for status in control::status(&socket)? {
+            let component = status.component;
+            let start = Request::Start { component, extra_args: Vec::new() };
+            if status.state == State::Paused {
+                control::ask(&socket, &Request::Resume { component })?;
+            }
+            if !status.extra_args.is_empty() {
+                control::ask(&socket, &Request::Stop { component, by: Ending::Asked })?;
+            }
+            if status.state == State::Down || !status.extra_args.is_empty() {
+                control::ask(&socket, &start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every component runs and the cluster can be used.
+    pub(crate) async fn wait_until_healthy(&self, deadline: Duration) -> Result<()> {
+        let plan = self.record().context("the cluster is not up")?.plan;
+        let mut last = None;
+        let waited = wait::until("the cluster to be healthy", deadline, async || {
+            match self.healthy(&plan, Duration::from_secs(3)).await {
+                Ok(()) => Ok(Some(())),
+                Err(error) => {
+                    last = Some(error);
+                    Ok(None)
+                }
+            }
+        });
+        waited.await.map_err(|error| match last {
+            Some(last) => last.context(error),
+            None => error,
+        })
+    }
+
+    /// Says that somebody uses the cluster: many at once, or one alone, until the returned file is dropped.
+    pub(crate) async fn lock_for_use(&self, alone: bool, deadline: Duration) -> Result<fs::File> {
+        let name = format!("use-{}", self.name);
+        if alone {
+            cache::lock(&self.root, &name, deadline).await
+        } else {
+            cache::lock_shared(&self.root, &name, deadline).await
+        }
     }
 
     async fn make(&self, components: &Components, program: &Path) -> Result<()> {

@@ -23,6 +23,8 @@ pub(crate) const COMPONENTS: &str = "/run/components";
 pub(crate) const PATH: &str = "/run/components/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// First address of the Service network: the `kubernetes` Service.
 pub(crate) const KUBERNETES_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// The Service network.
+pub(crate) const SERVICES: &str = "10.96.0.0/16";
 /// Bridge inside the cluster that carries the node's address.
 pub(crate) const NODE_BRIDGE: &str = "kube0";
 /// The cluster's end of the link to the host.

@@ -78,6 +78,7 @@ impl Supervisor {
                 Life::Running { paused: true, .. } => State::Paused,
                 Life::Restarting { .. } => State::Restarting,
             },
+            extra_args: slot.extra_args.clone(),
             restarts: slot.restarts,
             last_end: slot.last_end.clone(),
         };

@@ -1,6 +1,6 @@
 //! PURE: the arguments of each component.
 
-use super::{Component, KUBERNETES_SERVICE, Plan, STATE, file};
+use super::{Component, Plan, SERVICES, STATE, file};
 
 pub(super) fn args(plan: &Plan, component: Component) -> Vec<String> {
     match component {
@@ -32,14 +32,12 @@ fn etcd() -> Vec<String> {
 fn apiserver(plan: &Plan) -> Vec<String> {
     let pki = format!("{STATE}/pki");
     let node = plan.subnet.node();
-    // The Service range's first address is the `kubernetes` Service.
-    let [a, b, ..] = KUBERNETES_SERVICE.octets();
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         "--bind-address=0.0.0.0".into(),
         format!("--advertise-address={node}"),
         format!("--secure-port={}", super::API_PORT),
-        format!("--service-cluster-ip-range={a}.{b}.0.0/16"),
+        format!("--service-cluster-ip-range={SERVICES}"),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--allow-privileged=true".into(),
