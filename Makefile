@@ -9,7 +9,7 @@ demo: ## from nothing to a chat: cluster, images, operator, model, a question fr
 	@scripts/demo
 
 ask: ## another question to the demo model: make ask TEXT='The Bennets were'
-	@scripts/ask "$(TEXT)"
+	@scripts/ask "$$TEXT"
 
 test: ## everything that CI runs
 	@scripts/test
@@ -21,7 +21,7 @@ bench: ## speed of the worker on this machine
 	@cargo bench --workspace
 
 images: ## build the images into dist/images, or push them to REGISTRY
-	@scripts/images
+	@scripts/setup && scripts/images
 
 crds: ## write the custom resource definition to crds/ and into the chart
 	@scripts/crds

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it: where things are, which cluster is meant, and how progress is told.
 #
-# CLUSTER=local|existing   which cluster (default: existing when KUBECONFIG names one that is not ours, else local)
-# REGISTRY=host/path       where an existing cluster pulls images from; images are pushed there
+# CLUSTER=local|existing   which cluster; default: existing when REGISTRY is set or KUBECONFIG names another than ours
+# REGISTRY=host/path       where an existing cluster pulls images from; they are pushed there
 # CARGO_TARGET_DIR         as for cargo
 
 set -euo pipefail
@@ -28,17 +28,18 @@ version() { sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1; }
 # The first twelve digits of a digest over files: an image's tag says what is in it.
 content_tag() { printf '%s-%s' "$(version)" "$(cat "$@" | sha256sum | cut -c1-12)"; }
 
-# Compiles every program of the workspace. Always the same selection, so that cargo never has a reason to compile a
-# dependency again with other features.
+# Compiles every program of the workspace, always with one selection of packages: another one would make cargo compile
+# shared dependencies again with other features. scripts/test compiles them together with the tests.
 build_programs() {
-    step "Compiling the operator, the worker and the cluster tool (the first time takes minutes)"
+    [ -z "${ERNIE_COMPILED:-}" ] || return 0
+    step "Compiling operator, worker and cluster tool (minutes the first time)"
     cargo build --release --workspace --bins
 }
 
 cluster_kind() {
-    case "${CLUSTER:-}:${KUBECONFIG:-}" in
+    case "${CLUSTER:-}:${REGISTRY:-}:${KUBECONFIG:-}" in
     local:* | existing:*) printf '%s' "$CLUSTER" ;;
-    : | :*/ernie-operator/clusters/*) printf local ;;
+    :: | ::*/ernie-operator/clusters/*) printf local ;;
     :*) printf existing ;;
     *) die "CLUSTER=$CLUSTER is neither local nor existing" ;;
     esac
