@@ -260,7 +260,7 @@ fn read(path: &Path) -> Result<Option<String>, ChatError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match fs::metadata(path) {
         Ok(data) if data.len() > (MAX_TEMPLATE as u64) * 16 => {
-            return Err(ChatError::Template(format!("{name} is larger than {} MiB", MAX_TEMPLATE * 16 >> 20)));
+            return Err(ChatError::Template(format!("{name} is larger than {} MiB", (MAX_TEMPLATE * 16) >> 20)));
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,0 +1,333 @@
+//! The command line: `serve | eval | ask | version`.
+//!
+//! Every flag of `serve` is also an environment variable `ERNIE_…`, so that a pod template needs no shell. Values are
+//! parsed into their final types here; a flag that contradicts another is refused before anything is opened.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use ernie_proto::contract::{GRPC_PORT, HTTP_PORT, TERMINATION_LOG};
+
+use crate::model::DtypeChoice;
+
+/// Build version, as `version` and `/version` show it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Inference worker for ERNIE 4.5.
+#[derive(Debug, Parser)]
+#[command(name = "ernie-worker", version, max_term_width = 100)]
+#[command(after_help = "Try:\n  ernie-worker serve --model models/austen-2.6m\n  \
+    ernie-worker ask --server localhost:8033 \"It is a truth universally acknowledged,\"")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over gRPC until told to stop.
+    Serve(Box<ServeArgs>),
+    /// Compute logits of given token ids, to check a checkpoint against a reference.
+    Eval(Box<crate::eval::EvalArgs>),
+    /// Ask a running server and stream its answer to the terminal.
+    Ask(AskArgs),
+    /// Print the version.
+    Version,
+}
+
+/// Flags of `serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Folder of the model as the hub lays it out: config.json, *.safetensors, tokenizer, chat template.
+    #[arg(long, value_name = "DIR", env = "ERNIE_MODEL")]
+    pub model: PathBuf,
+    /// Name that clients send as `model`. Default: the folder's name.
+    #[arg(long, value_name = "NAME", env = "ERNIE_SERVED_MODEL_NAME", value_parser = model_name)]
+    pub served_model_name: Option<String>,
+    /// Number format of the weights; `auto` is the checkpoint's own.
+    #[arg(long, value_enum, default_value_t, env = "ERNIE_DTYPE")]
+    pub dtype: DtypeChoice,
+    /// Memory of the key-value cache, for instance 2Gi. Default: what the memory limit leaves.
+    #[arg(long, value_name = "SIZE", env = "ERNIE_KV_CACHE_MEMORY", value_parser = bytes)]
+    pub kv_cache_memory: Option<u64>,
+    /// Longest prompt and answer together, in tokens. Default: the checkpoint's, as far as the cache holds it.
+    #[arg(long, value_name = "TOKENS", env = "ERNIE_MAX_MODEL_LEN", value_parser = positive)]
+    pub max_model_len: Option<usize>,
+    /// Most requests that run at once.
+    #[arg(long, value_name = "N", default_value_t = 64, env = "ERNIE_MAX_NUM_SEQS", value_parser = positive)]
+    pub max_num_seqs: usize,
+    /// Most tokens in one forward pass.
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, env = "ERNIE_MAX_NUM_BATCHED_TOKENS", value_parser = positive)]
+    pub max_num_batched_tokens: usize,
+    /// Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED.
+    #[arg(long, value_name = "N", default_value_t = 256, env = "ERNIE_MAX_QUEUED_REQUESTS")]
+    pub max_queued_requests: usize,
+    /// Threads that compute. Default: what the CPU quota and affinity allow.
+    #[arg(long, value_name = "N", env = "ERNIE_THREADS", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Reuse keys and values of prompts that begin alike.
+    #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+        action = ArgAction::Set, env = "ERNIE_ENABLE_PREFIX_CACHING")]
+    pub enable_prefix_caching: bool,
+    /// Metadata key that names the tenant, set by a trusted front. Default: one tenant.
+    #[arg(long, value_name = "KEY", env = "ERNIE_TENANT_HEADER", value_parser = metadata_key)]
+    pub tenant_header: Option<String>,
+    /// Address to listen on. Default: all, IPv6 and IPv4.
+    #[arg(long, value_name = "IP", env = "ERNIE_HOST")]
+    pub host: Option<IpAddr>,
+    /// Port of the gRPC services; 0 picks a free one.
+    #[arg(long, default_value_t = GRPC_PORT, env = "ERNIE_PORT")]
+    pub port: u16,
+    /// Port of /livez /readyz /metrics /version /plan; 0 picks a free one.
+    #[arg(long, default_value_t = HTTP_PORT, env = "ERNIE_HTTP_PORT")]
+    pub http_port: u16,
+    /// Offer gRPC server reflection, which grpcurl and Postman use.
+    #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+        action = ArgAction::Set, env = "ERNIE_REFLECTION")]
+    pub reflection: bool,
+    /// After SIGTERM: how long the worker keeps accepting, for clients that have not heard yet.
+    #[arg(long, value_name = "TIME", default_value = "5s", env = "ERNIE_LAME_DUCK", value_parser = duration)]
+    pub lame_duck: Duration,
+    /// After that: how long running streams may finish before they end UNAVAILABLE.
+    #[arg(long, value_name = "TIME", default_value = "120s", env = "ERNIE_DRAIN_TIMEOUT", value_parser = duration)]
+    pub drain_timeout: Duration,
+    /// File for the reason of a failure, as JSON. Default: /dev/termination-log where it exists.
+    #[arg(long, value_name = "FILE", env = "ERNIE_TERMINATION_LOG")]
+    pub termination_log: Option<PathBuf>,
+    /// Form of the log lines on stderr. What is logged: ERNIE_LOG, for instance `info,ernie_worker=debug`.
+    #[arg(long, value_enum, default_value_t, env = "ERNIE_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Flags of `ask`.
+#[derive(Args, Clone, Debug)]
+pub struct AskArgs {
+    /// The server's gRPC address.
+    #[arg(long, value_name = "HOST:PORT", env = "ERNIE_SERVER", default_value = "localhost:8033")]
+    pub server: String,
+    /// Name of the model. Default: the one that the server has.
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Instructions that come before the question.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// Continue the text as it is, without the chat template.
+    #[arg(long)]
+    pub raw: bool,
+    /// Most tokens of the answer.
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// 0 always takes the most probable token; higher is more varied.
+    #[arg(long, value_name = "0..2", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Same seed, same answer.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Give up after so long.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub timeout: Duration,
+    /// Print one JSON object at the end instead of the text as it comes.
+    #[arg(long)]
+    pub json: bool,
+    /// The question; `-` reads it from standard input.
+    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    pub text: String,
+}
+
+impl ServeArgs {
+    /// Checks flags against each other.
+    ///
+    /// # Errors
+    /// A sentence that names the flags.
+    pub fn check(&self) -> Result<(), String> {
+        if self.port == self.http_port && self.port != 0 {
+            return Err(format!("--port and --http-port are both {}; choose two ports", self.port));
+        }
+        if self.max_num_batched_tokens < self.max_num_seqs {
+            return Err(format!(
+                "--max-num-batched-tokens {} is less than --max-num-seqs {}: each running request needs a token of every \
+                 step; raise the first or lower the second",
+                self.max_num_batched_tokens, self.max_num_seqs
+            ));
+        }
+        if self.max_num_seqs > 4096 {
+            return Err(format!("--max-num-seqs {} is more than 4096", self.max_num_seqs));
+        }
+        if self.max_queued_requests > 1 << 20 {
+            return Err(format!("--max-queued-requests {} is more than 1048576", self.max_queued_requests));
+        }
+        Ok(())
+    }
+
+    /// The name that clients send.
+    pub fn model_name(&self) -> String {
+        let folder = || {
+            let path = self.model.canonicalize().unwrap_or_else(|_| self.model.clone());
+            path.file_name().map(|name| name.to_string_lossy().into_owned())
+        };
+        self.served_model_name.clone().or_else(folder).unwrap_or_else(|| "model".to_owned())
+    }
+
+    /// Where the reason of a failure is written, if anywhere.
+    pub fn termination_log(&self) -> Option<PathBuf> {
+        self.termination_log.clone().or_else(|| Path::new(TERMINATION_LOG).exists().then(|| TERMINATION_LOG.into()))
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("must be a whole number of at least 1".into()),
+    }
+}
+
+/// A number of bytes with an optional Kubernetes suffix: `1500000000`, `1500M`, `2Gi`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match &text[at..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1000 * 1000,
+        "G" => 1000 * 1000 * 1000,
+        "T" => 1000 * 1000 * 1000 * 1000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return Err("must be a number with k, M, G, T, Ki, Mi, Gi, Ti or nothing behind it".into()),
+    };
+    let number: u64 = text[..at].parse().map_err(|_| "must begin with a whole number")?;
+    number.checked_mul(unit).filter(|&bytes| bytes > 0).ok_or_else(|| "must be from 1 byte to 16 EiB".into())
+}
+
+/// A time: `90`, `90s`, `1500ms`, `2m`, `1h`. At most a day.
+fn duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let millis = match &text[at..] {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("must be a number with ms, s, m or h behind it".into()),
+    };
+    let number: u64 = text[..at].parse().map_err(|_| "must begin with a whole number")?;
+    let time = number.checked_mul(millis).map(Duration::from_millis);
+    time.filter(|&time| time <= Duration::from_secs(86_400)).ok_or_else(|| "must be at most a day (24h)".into())
+}
+
+fn model_name(text: &str) -> Result<String, String> {
+    let known = |character: char| character.is_ascii_alphanumeric() || "._-/:@".contains(character);
+    match text {
+        "" => Err("must not be empty".into()),
+        _ if text.len() > 128 => Err("must have at most 128 characters".into()),
+        _ if !text.chars().all(known) => Err("must consist of letters, digits and . _ - / : @".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+fn metadata_key(text: &str) -> Result<String, String> {
+    let key = text.to_ascii_lowercase();
+    let known = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    if key.is_empty() || !key.chars().all(known) || key.starts_with("grpc-") || key.ends_with("-bin") {
+        return Err("must be a text metadata key such as x-tenant".into());
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn serve(more: &[&str]) -> Result<ServeArgs, String> {
+        let arguments = ["ernie-worker", "serve", "--model", "/m"].iter().chain(more);
+        match Cli::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
+            Command::Serve(serve) => serve.check().map(|()| *serve),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_serve_is_an_environment_variable_of_its_name() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("serve");
+        for argument in serve.get_arguments().filter(|argument| argument.get_long() != Some("help")) {
+            let long = argument.get_long().expect("only long flags");
+            let expected = format!("ERNIE_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(expected.as_str()), "--{long}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        let args = serve(&["--kv-cache-memory", "2Gi", "--drain-timeout", "3m", "--lame-duck", "250ms"]).expect("parses");
+        assert_eq!(args.kv_cache_memory, Some(2 << 30));
+        assert_eq!((args.drain_timeout, args.lame_duck), (Duration::from_secs(180), Duration::from_millis(250)));
+        assert_eq!(serve(&["--drain-timeout", "90"]).expect("parses").drain_timeout, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let args = serve(&[]).expect("parses");
+        assert_eq!((args.port, args.http_port, args.reflection), (8033, 8080, true));
+        assert_eq!(args.lame_duck.as_secs(), ernie_proto::contract::LAME_DUCK_SECONDS);
+        assert_eq!(args.drain_timeout.as_secs(), ernie_proto::contract::DEFAULT_DRAIN_SECONDS);
+        assert_eq!(args.model_name(), "m");
+    }
+
+    #[test]
+    fn switches_take_a_value_or_none() {
+        assert!(!serve(&["--reflection=false"]).expect("parses").reflection);
+        assert!(!serve(&["--reflection", "false"]).expect("parses").reflection);
+        assert!(serve(&["--reflection", "--port", "1"]).expect("parses").reflection);
+    }
+
+    #[test]
+    fn wrong_values_are_refused_by_flag_value_and_remedy() {
+        for (flag, value, remedy) in [
+            ("--kv-cache-memory", "2GB", "Gi"),
+            ("--kv-cache-memory", "99999999Ti", "16 EiB"),
+            ("--max-num-seqs", "0", "at least 1"),
+            ("--max-num-seqs", "-1", "--max-num-seqs"),
+            ("--drain-timeout", "2d", "ms, s, m or h"),
+            ("--drain-timeout", "25h", "a day"),
+            ("--served-model-name", "a b", "letters, digits"),
+            ("--tenant-header", "grpc-timeout", "x-tenant"),
+            ("--dtype", "int8", "bfloat16"),
+            ("--host", "localhost", "--host"),
+        ] {
+            let error = serve(&[flag, value]).expect_err(value);
+            assert!(error.contains(remedy) && error.contains(flag), "{flag} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_that_contradict_each_other_are_refused() {
+        assert!(serve(&["--port", "9", "--http-port", "9"]).expect_err("same").contains("choose two ports"));
+        let error = serve(&["--max-num-seqs", "64", "--max-num-batched-tokens", "8"]).expect_err("too few");
+        assert!(error.contains("raise the first or lower the second"), "{error}");
+    }
+}

@@ -1,0 +1,176 @@
+//! From a folder to a running engine.
+
+use std::sync::Arc;
+
+use ernie_proto::failure::{Reason, TerminationMessage};
+use tokio::time::Instant;
+
+use super::{Worker, failure};
+use crate::{
+    chat::ChatTemplate,
+    cli::{ServeArgs, VERSION},
+    engine::{Engine, EngineConfig, EngineHandle, Observer},
+    executor::Executor,
+    model::{self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor},
+    plan::{MemoryLimit, MemoryPlan},
+    sampling::SamplingParams,
+    server::{Served, lifecycle::Phase},
+    tokenizer::Tokenizer,
+};
+
+/// Tokenizer and chat template.
+type Text = (Arc<Tokenizer>, Option<ChatTemplate>);
+
+impl Worker {
+    /// Checks and reads everything, and starts the engine.
+    pub(super) async fn load(&self) -> Result<(Served, EngineHandle), TerminationMessage> {
+        self.enter(Phase::Metadata);
+        let args = self.args.clone();
+        let inspected = self.timed("metadata", blocking(move || inspect(&args))).await?;
+        let Inspected { checkpoint, options, plan, defaults } = inspected;
+        for warning in &checkpoint.warnings {
+            tracing::warn!("{warning}");
+        }
+        self.announce(&checkpoint, &options, &plan);
+        // Set once: a worker loads one model.
+        let _ = self.plan.set(serde_json::to_value(&plan).unwrap_or_default());
+        plan.check().map_err(|error| error.termination())?;
+
+        self.enter(Phase::Weights);
+        let checkpoint = Arc::new(checkpoint);
+        let text = {
+            let checkpoint = Arc::clone(&checkpoint);
+            self.timed("tokenizer", blocking(move || read_text(&checkpoint)))
+        };
+        let weights = {
+            let (checkpoint, lifecycle) = (Arc::clone(&checkpoint), self.lifecycle.clone());
+            let progress = move |progress: model::Progress| lifecycle.set_bytes(progress.loaded, progress.total);
+            let load = move || model::load(&checkpoint, &options, &progress).map_err(|error| error.termination());
+            self.timed("weights", blocking(load))
+        };
+        let ((tokenizer, template), executor) = tokio::try_join!(text, weights)?;
+
+        self.enter(Phase::Engine);
+        self.metrics.set_cache(executor.geometry().blocks);
+        let numerics = executor.identity().to_owned();
+        let begun = Instant::now();
+        let config = engine_config(&self.args, &executor)?;
+        let observer: Arc<dyn Observer> = self.metrics.clone();
+        let engine = Engine::start(executor, config, observer)
+            .map_err(|error| failure(Reason::Usage, error.to_string()))?;
+        self.note("engine", begun.elapsed());
+        let served = Served {
+            name: self.name.clone(),
+            architecture: checkpoint.config.model_type().to_owned(),
+            dtype: plan.dtype.to_string(),
+            numerics,
+            eos_token_ids: checkpoint.generation.eos_token_ids.clone().into(),
+            defaults,
+            tokenizer,
+            template,
+            engine: engine.clone(),
+        };
+        Ok((served, engine))
+    }
+
+    /// The one line that says what this worker is.
+    fn announce(&self, checkpoint: &Checkpoint, options: &LoadOptions, plan: &MemoryPlan) {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        tracing::info!(
+            "ernie-worker {VERSION} loads {:?} from {}: {}, {}, {} kernels on {} threads, {} MiB of weights, {} MiB of \
+             key-value cache for {} tokens, context {}",
+            self.name,
+            checkpoint.path.display(),
+            checkpoint.config.model_type(),
+            plan.dtype,
+            options.level.unwrap_or_else(ernie_kernels::Level::best).name(),
+            options.threads,
+            mib(plan.weight_bytes),
+            mib(plan.kv_bytes),
+            plan.kv_tokens,
+            plan.max_model_len,
+        );
+    }
+}
+
+/// What is known of a model before its weights are read.
+struct Inspected {
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    plan: MemoryPlan,
+    defaults: SamplingParams,
+}
+
+fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
+    let checkpoint = Checkpoint::inspect(&args.model).map_err(|error| error.termination())?;
+    let standard = LoadOptions::default();
+    let options = LoadOptions {
+        dtype: args.dtype,
+        threads: args.threads.unwrap_or(standard.threads),
+        kv: args.kv_cache_memory.map_or(KvSize::Auto, KvSize::Bytes),
+        max_model_len: args.max_model_len,
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        memory_limit: MemoryLimit::of_this_process(),
+        ..standard
+    };
+    let plan = MemoryPlan::new(&checkpoint, &options).map_err(|error| error.termination())?;
+    let defaults = sampling_defaults(&checkpoint.generation);
+    defaults.validate(checkpoint.config.vocab_size).map_err(|wrong| {
+        failure(Reason::UnsupportedModel, format!("generation_config.json: {wrong}; or remove the key"))
+    })?;
+    Ok(Inspected { checkpoint, options, plan, defaults })
+}
+
+/// What requests that say nothing get: the checkpoint's recommendations, then the API's defaults.
+fn sampling_defaults(generation: &GenerationDefaults) -> SamplingParams {
+    let standard = SamplingParams::default();
+    let temperature = match generation.do_sample {
+        Some(false) => 0.0,
+        _ => generation.temperature.unwrap_or(standard.temperature),
+    };
+    SamplingParams {
+        temperature,
+        top_p: generation.top_p.unwrap_or(standard.top_p),
+        top_k: generation.top_k.map_or(standard.top_k, |k| i32::try_from(k).unwrap_or(i32::MAX)),
+        min_p: generation.min_p.unwrap_or(standard.min_p),
+        repetition_penalty: generation.repetition_penalty.unwrap_or(standard.repetition_penalty),
+        presence_penalty: generation.presence_penalty.unwrap_or(standard.presence_penalty),
+        frequency_penalty: generation.frequency_penalty.unwrap_or(standard.frequency_penalty),
+        ..standard
+    }
+}
+
+fn read_text(checkpoint: &Checkpoint) -> Result<Text, TerminationMessage> {
+    let tokenizer = Tokenizer::load(&checkpoint.path, checkpoint.config.vocab_size)
+        .map_err(|error| failure(error.reason(), error.to_string()))?;
+    let template =
+        ChatTemplate::load(&checkpoint.path).map_err(|error| failure(error.reason(), error.to_string()))?;
+    if template.is_none() {
+        tracing::warn!("the model folder has no chat template: Chat is refused, Complete works");
+    }
+    Ok((Arc::new(tokenizer), template))
+}
+
+fn engine_config(args: &ServeArgs, executor: &ModelExecutor) -> Result<EngineConfig, TerminationMessage> {
+    let mut prefix_cache_key = [0; 32];
+    getrandom::fill(&mut prefix_cache_key)
+        .map_err(|error| failure(Reason::Internal, format!("the system gives no randomness: {error}")))?;
+    Ok(EngineConfig {
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        max_queued_requests: args.max_queued_requests,
+        max_model_len: args.max_model_len,
+        enable_prefix_caching: args.enable_prefix_caching,
+        prefix_cache_key,
+        model_digest: *blake3::hash(executor.identity().as_bytes()).as_bytes(),
+        ..EngineConfig::default()
+    })
+}
+
+/// Runs blocking work; a panic in it becomes the message of a process that failed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TerminationMessage> + Send + 'static,
+) -> Result<T, TerminationMessage> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_panic| Err(crate::termination::of_panic()))
+}

@@ -1,0 +1,266 @@
+//! What every call on the gRPC port passes through, whichever service it is for: counting, a bound on calls that are
+//! still arriving, and statuses instead of panics or of the library's own words.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::{HeaderMap, Request, Response};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use prometheus::IntCounter;
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tokio::sync::Semaphore;
+use tonic::{Code, Status, body::Body, service::Routes};
+use tower::Service;
+
+use super::{connection::LiveCall, status};
+use crate::metrics::Metrics;
+
+/// Largest request message, in bytes.
+pub const MAX_REQUEST_BYTES: usize = 1 << 20;
+/// How long a call may take to arrive and be answered with a first status or message.
+const ARRIVAL: Duration = Duration::from_secs(30);
+/// The service whose calls are bounded while they arrive.
+const INFERENCE: &str = "ernie.v1.Inference";
+/// Begins the message of tonic's status for bytes that are no protobuf message.
+const DECODE_FAILED: &str = "failed to decode Protobuf message";
+
+/// The services of the port behind what they share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Calls {
+    routes: Routes,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    metrics: Arc<Metrics>,
+    /// Methods by path: metric labels are bounded by what exists.
+    methods: BTreeMap<String, Method>,
+    /// Calls that are being received or are about to be admitted, which hold memory that no queue counts.
+    arriving: Semaphore,
+}
+
+/// A method's labels in metrics.
+#[derive(Clone, Debug)]
+struct Method {
+    kind: &'static str,
+    service: String,
+    name: String,
+}
+
+impl Method {
+    fn labels(&self) -> [&str; 3] {
+        [self.kind, &self.service, &self.name]
+    }
+
+    fn count_started(&self, metrics: &Metrics) -> IntCounter {
+        metrics.grpc.started.with_label_values(&self.labels())
+    }
+
+    fn count_handled(&self, metrics: &Metrics, code: Code) -> IntCounter {
+        let [kind, service, name] = self.labels();
+        metrics.grpc.handled.with_label_values(&[kind, service, name, code_name(code)])
+    }
+}
+
+impl Calls {
+    /// `descriptors` are the encoded descriptor sets of all services; at most `arriving` calls are received at once.
+    pub fn new(routes: Routes, descriptors: &[&[u8]], arriving: usize, metrics: Arc<Metrics>) -> Self {
+        let methods = methods(descriptors);
+        for method in methods.values() {
+            method.count_started(&metrics);
+            method.count_handled(&metrics, Code::Ok);
+        }
+        let shared = Shared { metrics, methods, arriving: Semaphore::new(arriving) };
+        Self { routes: routes.prepare(), shared: Arc::new(shared) }
+    }
+
+    /// Answers one call.
+    pub async fn call<B>(mut self, mut request: Request<B>, live: LiveCall) -> Result<Response<Counted>, Infallible>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let shared = Arc::clone(&self.shared);
+        let unknown = || Method { kind: "unary", service: "unknown".into(), name: "unknown".into() };
+        let method = shared.methods.get(request.uri().path()).cloned().unwrap_or_else(unknown);
+        method.count_started(&shared.metrics).inc();
+        let bounded = method.service == INFERENCE;
+        let counted = Counter { method, shared: Arc::clone(&shared) };
+
+        let place = bounded.then(|| shared.arriving.try_acquire());
+        let Ok(_place) = place.transpose() else {
+            let sentence = "the server is receiving as many requests as it can; retry";
+            let status = status::retry(Code::ResourceExhausted, sentence, Duration::from_secs(1));
+            return Ok(counted.wrap(status.into_http()));
+        };
+        request.extensions_mut().insert(live.clone());
+        let answer = AssertUnwindSafe(async move { self.routes.call(request).await }).catch_unwind();
+        let response = match tokio::time::timeout(ARRIVAL, answer).await {
+            Ok(Ok(Ok(response))) => response,
+            Ok(Err(_panic)) => {
+                shared.metrics.grpc.panics.inc();
+                Status::internal("the server failed on this request; its log says more").into_http()
+            }
+            Err(_elapsed) => {
+                let sentence = format!("the request did not arrive within {} s", ARRIVAL.as_secs());
+                Status::deadline_exceeded(sentence).into_http()
+            }
+        };
+        Ok(counted.wrap(in_our_words(response)))
+    }
+}
+
+/// Paths of all methods.
+fn methods(descriptors: &[&[u8]]) -> BTreeMap<String, Method> {
+    let sets = descriptors.iter().filter_map(|bytes| FileDescriptorSet::decode(*bytes).ok());
+    let mut methods = BTreeMap::new();
+    for file in sets.flat_map(|set| set.file) {
+        for service in &file.service {
+            let name = format!("{}.{}", file.package(), service.name());
+            for method in &service.method {
+                let kind = match (method.client_streaming(), method.server_streaming()) {
+                    (false, false) => "unary",
+                    (false, true) => "server_stream",
+                    (true, false) => "client_stream",
+                    (true, true) => "bidi_stream",
+                };
+                let path = format!("/{name}/{}", method.name());
+                methods.insert(path, Method { kind, service: name.clone(), name: method.name().to_owned() });
+            }
+        }
+    }
+    methods
+}
+
+/// tonic answers a message that is too large with OUT_OF_RANGE, and one that is no protobuf with INTERNAL. gRPC's own
+/// libraries say RESOURCE_EXHAUSTED to the first; the second is the client's fault.
+fn in_our_words(response: Response<Body>) -> Response<Body> {
+    let Some(found) = Status::from_header_map(response.headers()) else { return response };
+    let status = match found.code() {
+        Code::OutOfRange => status::never_retry(
+            Code::ResourceExhausted,
+            format!("the request is larger than {} MiB; send less text", MAX_REQUEST_BYTES >> 20),
+        ),
+        Code::Internal if found.message().starts_with(DECODE_FAILED) => {
+            let what = found.message().strip_prefix(DECODE_FAILED).unwrap_or_default().trim_start_matches([':', ' ']);
+            status::never_retry(Code::InvalidArgument, format!("the request is not the message that was expected: {what}"))
+        }
+        Code::Unimplemented if found.message().is_empty() => {
+            Status::unimplemented("there is no such method here; server reflection lists what there is")
+        }
+        _ => return response,
+    };
+    status.into_http()
+}
+
+/// Counts the end of one call.
+#[derive(Debug)]
+struct Counter {
+    method: Method,
+    shared: Arc<Shared>,
+}
+
+impl Counter {
+    fn wrap(self, response: Response<Body>) -> Response<Counted> {
+        let early = code(response.headers());
+        response.map(|inner| {
+            let mut body = Counted { inner, counter: Some(self) };
+            if let Some(code) = early {
+                body.count(code);
+            }
+            body
+        })
+    }
+}
+
+/// A response body that counts the status in its trailers; one that is dropped before was cancelled by the client.
+#[derive(Debug)]
+pub struct Counted {
+    inner: Body,
+    counter: Option<Counter>,
+}
+
+impl Counted {
+    fn count(&mut self, code: Code) {
+        if let Some(Counter { method, shared }) = self.counter.take() {
+            method.count_handled(&shared.metrics, code).inc();
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.count(Code::Cancelled);
+    }
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(code) = frame.trailers_ref().and_then(code) {
+                    self.count(code);
+                }
+            }
+            Some(Err(status)) => {
+                let code = status.code();
+                self.count(code);
+            }
+            None => self.count(Code::Unknown),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn code(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+/// The spelling that gRPC's Prometheus exporters use.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
