@@ -1,1 +1,24 @@
 //! Kubernetes operator that serves ERNIE 4.5 models.
+//!
+//! ```text
+//! watches ─► trigger ─► reconcile:  observe ─► desired ─► apply ─► status
+//!                       (shell)     (reads)    (pure)    (writes)  (pure)
+//! ```
+//!
+//! The pure modules (`api`, `desired`, `difference`, `observed`, `status`) know no client and no clock; the rest is
+//! plumbing around them. Children have the model as their owner and no finalizer: deletion needs no operator.
+
+pub mod api;
+pub mod apply;
+pub mod context;
+pub mod desired;
+pub mod difference;
+pub mod events;
+#[cfg(test)]
+mod golden;
+pub mod leader;
+pub mod metrics;
+pub mod observe;
+pub mod observed;
+pub mod reconcile;
+pub mod status;

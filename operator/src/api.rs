@@ -1,0 +1,19 @@
+//! The `ErnieModel` resource: spec, status, validation rules, columns. No client, no IO, nothing of the other modules.
+
+mod crd;
+// The schema derive repeats the structs, `pub` and all, inside a function.
+#[allow(unreachable_pub)]
+mod model;
+mod quantity;
+mod status;
+mod uri;
+
+pub use crd::{crd, crd_yaml};
+pub use model::{
+    Disruption, Drain, Dtype, Engine, ErnieModel, ErnieModelSpec, ImagePullSecret, Model, Resources, NAME_RULE_MESSAGE,
+};
+pub use quantity::{memory_limit, memory_text, parse as parse_quantity, same as same_quantity, Bytes};
+pub use status::{
+    condition, Device, EngineStatus, ErnieModelStatus, FailureInfo, FailureLocation, ModelStatus, Phase, Plan,
+};
+pub use uri::{ModelUri, UriError};

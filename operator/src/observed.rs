@@ -1,0 +1,9 @@
+//! PURE: what was seen of the cluster, kept small. Thousands of these are held in memory.
+
+mod children;
+mod live;
+mod replica;
+
+pub use children::{leave, Applied, Found, Outcome};
+pub use live::{Live, FIELD_MANAGER};
+pub use replica::{ContainerState, Exit, Replica, Scheduling, Waiting};

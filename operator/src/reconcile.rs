@@ -1,0 +1,305 @@
+//! SHELL: observe → desired → apply → status, for one model; and what to do when that fails.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use kube::api::{Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action;
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use crate::api::{ErnieModel, ErnieModelStatus};
+use crate::context::Context;
+use crate::desired::{
+    desired, Children, Engine, Prepared, Remembered, Stopped, Workload, ENGINE_ANNOTATION, STOPPED_ANNOTATION,
+    TEMPLATE_ANNOTATION,
+};
+use crate::observe::{self, within};
+use crate::observed::{leave, Applied, ContainerState, Found, Live, Replica, FIELD_MANAGER};
+use crate::status::{changed, of_replicas, status, stop, Facts, Transition};
+use crate::{apply, events};
+
+/// Longest time that one reconcile may take.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Everybody is looked at again after this time, give or take a tenth.
+const RESYNC: Duration = Duration::from_secs(300);
+/// What no watch tells of is asked again after this time.
+const SOON: Duration = Duration::from_secs(4);
+/// First and longest wait after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+
+/// Why a reconcile did not come to its end.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A read failed.
+    #[error("observe: {0}")]
+    Observe(#[from] observe::Error),
+    /// A child could not be written.
+    #[error("apply: {0}")]
+    Apply(#[from] apply::Error),
+    /// The status could not be written.
+    #[error("status: {0}")]
+    Status(#[source] observe::Error),
+    /// It took too long.
+    #[error("not done within {} s", RECONCILE_TIMEOUT.as_secs())]
+    Timeout,
+    /// A defect of the operator.
+    #[error("panicked: {0}")]
+    Panicked(String),
+}
+
+impl Error {
+    /// A word from a closed set, for metrics.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Error::Observe(_) => "observe",
+            Error::Apply(apply::Error::Call(_)) => "apply",
+            Error::Apply(apply::Error::Gone | apply::Error::Terminating) => "gone",
+            Error::Apply(apply::Error::Stale | apply::Error::Conflict(_)) => "conflict",
+            Error::Apply(apply::Error::NotLeading) => "not_leading",
+            Error::Status(_) => "status",
+            Error::Timeout => "timeout",
+            Error::Panicked(_) => "panic",
+        }
+    }
+}
+
+/// Brings the children and the status of one model to where they should be. Safe to repeat, to abandon anywhere, and to
+/// run twice at once.
+///
+/// # Errors
+/// When it has to be tried again; [`on_error`] says when.
+pub async fn reconcile(model: Arc<DeserializeGuard<ErnieModel>>, context: Arc<Context>) -> Result<Action, Error> {
+    let started = Instant::now();
+    let key = key(model.as_ref());
+    let work = AssertUnwindSafe(one(model, &context)).catch_unwind();
+    let result = match tokio::time::timeout(RECONCILE_TIMEOUT, work).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => Err(Error::Panicked(panic_text(panic.as_ref()))),
+        Err(_) => Err(Error::Timeout),
+    };
+    let word = result.as_ref().map_or_else(Error::category, |_| "ok");
+    context.metrics.reconciles.with_label_values(&[word]).inc();
+    context.metrics.reconcile_seconds.with_label_values::<&str>(&[]).observe(started.elapsed().as_secs_f64());
+    if result.is_ok() {
+        context.forget_failures(&key);
+    }
+    result
+}
+
+/// When to try again: never for a model that is gone (a change brings it back), soon after a conflict, later and later
+/// after everything else.
+pub fn on_error(model: Arc<DeserializeGuard<ErnieModel>>, error: &Error, context: Arc<Context>) -> Action {
+    let key = key(model.as_ref());
+    match error {
+        Error::Apply(apply::Error::Gone | apply::Error::Terminating | apply::Error::NotLeading) => {
+            debug!(model = %key, %error, "given up");
+            context.forget_failures(&key);
+            return Action::await_change();
+        }
+        Error::Panicked(_) => tracing::error!(model = %key, %error, "a defect of the operator: please report it"),
+        _ => {}
+    }
+    let failures = context.count_failure(&key);
+    let (first, longest) = BACKOFF;
+    let wait = first.saturating_mul(1 << failures.min(16)).min(longest);
+    if failures < 2 {
+        debug!(model = %key, %error, ?wait, "reconcile failed");
+    } else {
+        warn!(model = %key, %error, failures = failures + 1, ?wait, "reconcile fails");
+    }
+    Action::requeue(wait)
+}
+
+async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Result<Action, Error> {
+    let model = match object.as_ref() {
+        DeserializeGuard(Ok(model)) => model,
+        DeserializeGuard(Err(invalid)) => {
+            let told = Transition {
+                is_warning: true,
+                reason: "Malformed".to_owned(),
+                message: format!(
+                    "this ErnieModel cannot be read and is left alone: {}: correct it, or delete it",
+                    invalid.error
+                ),
+            };
+            // Always the same time: the event's name follows from it, so that it is told once.
+            let since = object.meta().creation_timestamp.as_ref().map_or_else(|| context.now(), |time| time.0);
+            events::tell(&context.client, object.as_ref(), &told, since).await;
+            return Ok(Action::await_change());
+        }
+    };
+    if model.metadata.deletion_timestamp.is_some() {
+        // Owner references do the rest, also while the operator is away.
+        return Ok(Action::await_change());
+    }
+
+    let found = context.reads.children(&context.client, model).await?;
+    let mut facts = Facts { replicas: context.reads.replicas(&context.client, model).await?, ..Facts::default() };
+    facts.warnings = warnings(context, model, &facts.replicas).await?;
+
+    let remembered = remember(model, &found, &facts);
+    let prepared = desired(model, &context.defaults, &remembered);
+    facts.engine = engine(&prepared, &remembered).map(|engine| engine.status(&context.defaults));
+    let applied = if model.spec.paused { leave(found) } else { apply::apply(context, model, prepared, found).await? };
+
+    let next = status(model, &applied, &facts, context.now());
+    let wait = recheck(model, &applied, &facts, &next);
+    publish(context, model, next).await?;
+    Ok(Action::requeue(wait))
+}
+
+/// What was recorded of a model, wherever that was: status is a cache, and the live Deployment outlives it.
+fn remember(model: &ErnieModel, found: &Children<Found>, facts: &Facts) -> Remembered {
+    let deployment = match &found.workload {
+        Workload::Deployment(deployment) => deployment.as_deref(),
+        Workload::Withheld(_) => None,
+    };
+    let deployment = deployment.filter(|live| live.controller().is_some_and(|o| Some(&o.uid) == model.metadata.uid.as_ref()));
+    let recorded = |key: &str| deployment.and_then(|live: &Live<_>| live.annotation(key));
+    let in_status = model.status.as_ref().and_then(|status| status.engine.as_ref()).map(Engine::from);
+    let engine = in_status.or_else(|| serde_json::from_str(&recorded(ENGINE_ANNOTATION)?).ok());
+    let stopped = recorded(STOPPED_ANNOTATION).and_then(|text| serde_json::from_str::<Stopped>(&text).ok());
+    let stopped = stopped.or_else(|| {
+        let template = recorded(TEMPLATE_ANNOTATION)?;
+        let failure = of_replicas(model, &facts.replicas, Some(&template), &facts.warnings);
+        stop(failure.as_ref(), &facts.replicas, &template)
+    });
+    Remembered { engine, stopped }
+}
+
+/// The engine that the model has, or will have once it can.
+fn engine(prepared: &Children<Prepared>, remembered: &Remembered) -> Option<Engine> {
+    match &prepared.workload {
+        Workload::Deployment(deployment) => {
+            let text = deployment.annotations().get(ENGINE_ANNOTATION)?;
+            serde_json::from_str(text).ok()
+        }
+        Workload::Withheld(_) => remembered.engine.clone(),
+    }
+}
+
+/// The newest warnings about pods that wait for their container without saying why: only events tell.
+async fn warnings(
+    context: &Context,
+    model: &ErnieModel,
+    replicas: &[Arc<Replica>],
+) -> Result<HashMap<String, (String, String)>, Error> {
+    /// A few pods stand for all of them.
+    const ASKED: usize = 3;
+    let mut warnings = HashMap::new();
+    let namespace = model.namespace().unwrap_or_default();
+    for replica in replicas.iter().rev().filter(|replica| waits_silently(replica, context)).take(ASKED) {
+        let uid = replica.metadata.uid.clone().unwrap_or_default();
+        if let Some(warning) = observe::warning(&context.client, &namespace, &uid).await? {
+            warnings.insert(uid, warning);
+        }
+    }
+    Ok(warnings)
+}
+
+fn waits_silently(replica: &Replica, context: &Context) -> bool {
+    is_silent(replica)
+        && replica.metadata.creation_timestamp.as_ref().is_some_and(|created| {
+            context.now().duration_since(created.0).as_secs() >= SOON.as_secs().cast_signed()
+        })
+}
+
+fn is_silent(replica: &Replica) -> bool {
+    let is_silent = match &replica.state {
+        ContainerState::Unknown => true,
+        ContainerState::Waiting(waiting) => matches!(waiting.reason.as_str(), "ContainerCreating" | "PodInitializing"),
+        ContainerState::Running | ContainerState::Terminated(_) => false,
+    };
+    is_silent && !replica.is_deleting() && replica.scheduling == crate::observed::Scheduling::Scheduled
+}
+
+/// When to look again although nothing is heard.
+fn recheck(model: &ErnieModel, applied: &Children<Applied>, facts: &Facts, next: &ErnieModelStatus) -> Duration {
+    let Children { network_policy, service, workers, disruption_budget, workload } = applied;
+    let withheld = matches!(workload, Workload::Deployment(outcome) if outcome.obstacle().is_some());
+    let refused = network_policy.obstacle().is_some()
+        || service.obstacle().is_some()
+        || workers.obstacle().is_some()
+        || disruption_budget.obstacle().is_some()
+        || withheld;
+    // Objects of others are not watched, and a failed mount says so in an event only.
+    if refused || facts.replicas.iter().any(|replica| is_silent(replica)) {
+        return SOON;
+    }
+    debug!(model = %model.name_any(), phase = next.phase.map_or("", |phase| phase.as_str()), "settled");
+    jittered(model)
+}
+
+/// Spreads the models over time, each always at its own place.
+fn jittered(model: &ErnieModel) -> Duration {
+    let uid = model.metadata.uid.as_deref().unwrap_or_default();
+    let place = uid.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte))) % 200;
+    RESYNC * u32::try_from(900 + place).unwrap_or(1000) / 1000
+}
+
+/// Writes the status when it says something new, and tells what has changed.
+async fn publish(context: &Context, model: &ErnieModel, next: ErnieModelStatus) -> Result<(), Error> {
+    if model.status.as_ref() == Some(&next) {
+        return Ok(());
+    }
+    if !context.leadership.holds() {
+        return Err(apply::Error::NotLeading.into());
+    }
+    let namespace = model.namespace().unwrap_or_default();
+    let name = model.name_any();
+    let mut before = model.status.clone();
+    if context.reads.may_lag() {
+        let current = observe::model(&context.client, &namespace, &name).await.map_err(Error::Status)?;
+        let Some(DeserializeGuard(Ok(current))) = current else { return Err(apply::Error::Gone.into()) };
+        if current.uid() != model.uid() {
+            return Err(apply::Error::Gone.into());
+        }
+        if current.metadata.generation != model.metadata.generation {
+            return Err(apply::Error::Stale.into());
+        }
+        if current.status.as_ref() == Some(&next) {
+            return Ok(());
+        }
+        before = current.status;
+    }
+    let api = Api::<ErnieModel>::namespaced(context.client.clone(), &namespace);
+    let patch = json!({
+        "apiVersion": ErnieModel::api_version(&()),
+        "kind": ErnieModel::kind(&()),
+        "metadata": {"name": name, "uid": model.uid()},
+        "status": next,
+    });
+    context.metrics.writes.with_label_values(&["status", "ErnieModel"]).inc();
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let written = within("patch status", api.patch_status(&name, &parameters, &Patch::Apply(&patch))).await;
+    if let Err(error) = written {
+        let is = |test: fn(&kube::core::Status) -> bool| apply::status(&error).is_some_and(test);
+        return Err(if is(kube::core::Status::is_not_found) || is(kube::core::Status::is_conflict) {
+            apply::Error::Gone.into()
+        } else {
+            Error::Status(error)
+        });
+    }
+    let before = before.map(|status| status.conditions).unwrap_or_default();
+    for transition in changed(&before, &next.conditions) {
+        events::tell(&context.client, model, &transition, context.now()).await;
+    }
+    Ok(())
+}
+
+fn key(model: &DeserializeGuard<ErnieModel>) -> String {
+    let metadata = model.meta();
+    format!("{}/{}", metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a word".to_owned())
+}
