@@ -203,6 +203,12 @@ impl Cluster {
         Ok(command::run(ctr.args(["images", "list", "--quiet"]))?.lines().map(str::to_owned).collect())
     }
 
+    /// Kills (SIGKILL) all processes of a container, given the id that containerd knows it by.
+    pub async fn kill_container(&self, id: &str) -> Result<()> {
+        let mut ctr = self.require_local("killing a container")?.cluster.ctr()?;
+        command::run(ctr.args(["tasks", "kill", "--all", "--signal", "SIGKILL", id])).map(drop)
+    }
+
     /// Makes a namespace that is deleted when the returned value goes, with a unique name that starts with `prefix`.
     ///
     /// Pod Security `restricted` is enforced in it, as it is where the product says it runs.

@@ -39,6 +39,7 @@ pub mod init;
 pub mod lifecycle;
 mod pki;
 pub mod plan;
+pub mod product;
 pub mod progress;
 mod sandbox;
 pub mod wait;

@@ -412,9 +412,15 @@ pub fn cluster_program() -> Result<PathBuf> {
     if current.file_name().is_some_and(|name| name == "cluster") {
         return Ok(current);
     }
-    let beside = current.ancestors().skip(1).take(2).map(|folder| folder.join("cluster")).find(|path| path.is_file());
+    sibling_program("cluster")
+}
+
+/// A program of this crate, beside the running program or test.
+pub(crate) fn sibling_program(name: &str) -> Result<PathBuf> {
+    let current = std::env::current_exe().context("finding the running program")?;
+    let beside = current.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     beside.with_context(|| {
-        format!("no `cluster` program beside {}; build it: cargo build --release -p ernie-e2e", current.display())
+        format!("no `{name}` program beside {}; build it: cargo build --release -p ernie-e2e", current.display())
     })
 }
 

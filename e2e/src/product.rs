@@ -1,0 +1,11 @@
+//! The product on a cluster: the chart installed, models applied, and what a user looks at.
+
+mod install;
+mod load;
+mod model;
+mod model_image;
+
+pub use install::{Images, Product};
+pub use load::{Failure, Load, LoadReport};
+pub use model::{Condition, Model};
+pub use model_image::{ModelImage, edit_config, enlarge};
