@@ -7,3 +7,6 @@ pub mod executor;
 pub mod chat;
 pub mod sampling;
 pub mod tokenizer;
+pub mod eval;
+pub mod model;
+pub mod plan;

@@ -1,0 +1,85 @@
+//! Looks at a checkpoint by assembling the model without reading it: completeness, shapes and bytes.
+
+use std::cell::Cell;
+
+use super::checkpoint::Checkpoint;
+use super::dtype::Dtype;
+use super::ernie::Decoder;
+use super::error::{LoadError, LoadResult};
+use super::pack::{MatrixSource, Pack, Precision};
+use super::weights::{Part, Weights};
+
+/// Sums the bytes of what a backend would hold.
+#[derive(Debug)]
+struct Inventory {
+    dtype: Dtype,
+    bytes: Cell<u64>,
+}
+
+impl Inventory {
+    fn add(&self, numbers: usize, precision: Precision) {
+        let size = if precision == Precision::Single { 4 } else { self.dtype.bytes() };
+        self.bytes.set(self.bytes.get() + numbers as u64 * size as u64);
+    }
+}
+
+impl Pack for Inventory {
+    type Matrix = ();
+    type Vector = ();
+
+    fn matrix(&self, source: &MatrixSource<'_>) -> LoadResult<()> {
+        self.add(source.outputs() * source.inputs(), source.precision);
+        Ok(())
+    }
+
+    fn vector(&self, parts: &[Part<'_>]) -> LoadResult<()> {
+        parts.iter().for_each(|part| self.add(part.numbers(), Precision::Single));
+        Ok(())
+    }
+
+    fn numbers(&self, part: &Part<'_>) -> LoadResult<Vec<f32>> {
+        self.add(part.numbers(), Precision::Single);
+        Ok(vec![0.0; part.numbers()])
+    }
+}
+
+/// Bytes of a checkpoint's weights in memory, in a working format.
+///
+/// # Errors
+/// [`LoadError`] when the checkpoint is not what its config describes.
+pub fn weight_bytes(checkpoint: &Checkpoint, dtype: Dtype) -> LoadResult<u64> {
+    let inventory = Inventory { dtype, bytes: Cell::new(0) };
+    Decoder::assemble(&checkpoint.config, &Weights::new(checkpoint, &|_| {}), &inventory)?;
+    Ok(inventory.bytes.get())
+}
+
+/// Checks that the tensors are those of the config: none missing, none of another shape, none that has no place.
+pub(super) fn check(checkpoint: &mut Checkpoint) -> LoadResult<()> {
+    let tensors = Weights::new(checkpoint, &|_| {});
+    let inventory = Inventory { dtype: checkpoint.dtype, bytes: Cell::new(0) };
+    Decoder::assemble(&checkpoint.config, &tensors, &inventory)?;
+    let (unused, extra): (Vec<_>, Vec<_>) =
+        tensors.unclaimed().into_iter().partition(|name| is_unused(checkpoint, name));
+    if let Some(name) = extra.first() {
+        let place = &checkpoint.tensors[*name];
+        return Err(LoadError::corrupt(format!(
+            "{}: tensor {name:?} of shape {:?} has no place in the model that config.json describes{}",
+            checkpoint.files[place.file].display(),
+            place.shape,
+            if extra.len() > 1 { format!(" (and {} more)", extra.len() - 1) } else { String::new() }
+        )));
+    }
+    if !unused.is_empty() {
+        let warning = format!("{} tensors are not used: {}", unused.len(), unused[..unused.len().min(4)].join(", "));
+        checkpoint.warnings.push(warning);
+    }
+    Ok(())
+}
+
+/// Tensors that a checkpoint may have although the model does without: the heads for multi-token prediction, a copy of
+/// the tied head, and rotary tables of old writers.
+fn is_unused(checkpoint: &Checkpoint, name: &str) -> bool {
+    name.starts_with("model.mtp_")
+        || name.ends_with(".rotary_emb.inv_freq")
+        || (checkpoint.config.tie_word_embeddings && name == "lm_head.weight")
+}

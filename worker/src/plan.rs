@@ -1,0 +1,198 @@
+//! The memory plan: what a model takes, against what this process may use, before any weight is touched.
+
+mod limit;
+
+use ernie_proto::failure::Reason;
+use serde::{Deserialize, Serialize};
+
+use crate::executor::BLOCK_TOKENS;
+use crate::model::inventory::weight_bytes;
+use crate::model::{Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig};
+
+pub use limit::{LimitSource, MemoryLimit};
+
+/// What the process takes beside weights, cache, activations and tokenizer: code, stacks, server, buffers.
+const OVERHEAD: u64 = 48 << 20;
+/// What a tokenizer takes in memory for each byte of its file.
+const TOKENIZER_FACTOR: u64 = 8;
+/// A cache for fewer tokens than this, or than the context if that is less, is of no use.
+const USEFUL_TOKENS: usize = 2048;
+/// The largest cache that is taken unasked where no limit was set for this process.
+const UNLIMITED_KV: u64 = 4 << 30;
+
+/// What a model takes. All sizes in bytes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryPlan {
+    /// What computes: `cpu`.
+    pub device: String,
+    /// The format of the weights.
+    pub dtype: Dtype,
+    /// The format of the key-value cache.
+    pub kv_cache_dtype: Dtype,
+    /// Weights.
+    pub weight_bytes: u64,
+    /// Cache for one token, all layers.
+    pub kv_bytes_per_token: u64,
+    /// Tokens that the cache holds.
+    pub kv_tokens: usize,
+    /// Blocks that the cache holds.
+    pub kv_blocks: usize,
+    /// The cache.
+    pub kv_bytes: u64,
+    /// Activations and logits of the largest step.
+    pub activation_bytes: u64,
+    /// The rest of the process.
+    pub overhead_bytes: u64,
+    /// All of it together.
+    pub needed_bytes: u64,
+    /// What this process may use, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_bytes: Option<u64>,
+    /// The longest sequence.
+    pub max_model_len: usize,
+}
+
+impl MemoryPlan {
+    /// Plans the memory of a model.
+    ///
+    /// # Errors
+    /// [`LoadError`] with [`Reason::Usage`] when the options contradict the model. A plan that does not fit is no error
+    /// here: see [`MemoryPlan::check`].
+    pub fn new(checkpoint: &Checkpoint, options: &LoadOptions) -> LoadResult<Self> {
+        let config = &checkpoint.config;
+        let dtype = options.dtype.resolve(checkpoint.dtype);
+        let kv_cache_dtype = if dtype == Dtype::Bfloat16 { dtype } else { Dtype::Float32 };
+        let longest = longest(config, options.max_model_len)?;
+        let kv_bytes_per_token = (2 * config.layers * config.kv_width() * kv_cache_dtype.bytes()) as u64;
+        let mut plan = Self {
+            device: "cpu".to_owned(),
+            dtype,
+            kv_cache_dtype,
+            weight_bytes: weight_bytes(checkpoint, dtype)?,
+            kv_bytes_per_token,
+            kv_tokens: 0,
+            kv_blocks: 0,
+            kv_bytes: 0,
+            activation_bytes: activation_bytes(config, options),
+            overhead_bytes: OVERHEAD + TOKENIZER_FACTOR * tokenizer_bytes(checkpoint),
+            needed_bytes: 0,
+            available_bytes: options.memory_limit.map(|limit| limit.bytes),
+            max_model_len: longest,
+        };
+        let useful = longest.min(if options.max_model_len.is_some() { longest } else { USEFUL_TOKENS });
+        plan.set_blocks(plan.choose_blocks(options, useful, longest));
+        if plan.kv_tokens < longest && options.max_model_len.is_none() {
+            plan.max_model_len = plan.kv_tokens;
+        }
+        Ok(plan)
+    }
+
+    /// Whether the plan fits.
+    ///
+    /// # Errors
+    /// [`LoadError`] with [`Reason::InsufficientMemory`], the numbers in its sentence and the plan as its detail.
+    pub fn check(&self) -> LoadResult<()> {
+        let fail = |message: String| {
+            let detail = serde_json::to_value(self).unwrap_or_default();
+            Err(LoadError::new(Reason::InsufficientMemory, message).with_detail(detail))
+        };
+        if self.kv_tokens < self.max_model_len {
+            return fail(format!(
+                "a key-value cache of {} holds {} tokens, fewer than the context of {}: raise --kv-cache-memory or lower \
+                 --max-model-len",
+                size(self.kv_bytes),
+                self.kv_tokens,
+                self.max_model_len
+            ));
+        }
+        match self.available_bytes {
+            Some(available) if self.needed_bytes > available => fail(format!(
+                "needs {} of memory ({} of {} weights, {} of key-value cache for {} tokens, {} for the rest), limit is \
+                 {}: raise resources.limits.memory or set a smaller engine.maxModelLen",
+                size(self.needed_bytes),
+                size(self.weight_bytes),
+                self.dtype,
+                size(self.kv_bytes),
+                self.kv_tokens,
+                size(self.activation_bytes + self.overhead_bytes),
+                size(available)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether files of `stored` bytes would not fit the limit beside the model.
+    pub(crate) fn is_tight(&self, stored: u64) -> bool {
+        self.available_bytes.is_some_and(|available| self.needed_bytes.saturating_add(stored) > available)
+    }
+
+    fn set_blocks(&mut self, blocks: usize) {
+        self.kv_blocks = blocks;
+        self.kv_tokens = blocks * BLOCK_TOKENS;
+        self.kv_bytes = self.kv_tokens as u64 * self.kv_bytes_per_token;
+        self.needed_bytes = self.weight_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes;
+    }
+
+    /// Blocks of the cache: as asked for, or what the limit leaves between what is useful and what can be used.
+    fn choose_blocks(&self, options: &LoadOptions, useful: usize, longest: usize) -> usize {
+        let block_bytes = self.kv_bytes_per_token * BLOCK_TOKENS as u64;
+        let in_bytes = |bytes: u64| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
+        let usable = longest.div_ceil(BLOCK_TOKENS).saturating_mul(options.max_num_seqs.max(1));
+        match options.kv {
+            KvSize::Blocks(blocks) => blocks,
+            KvSize::Bytes(bytes) => in_bytes(bytes).min(usable),
+            KvSize::Auto => {
+                let rest = self.weight_bytes + self.activation_bytes + self.overhead_bytes;
+                let room = match options.memory_limit {
+                    // a thirty-second stays free for what no plan knows
+                    Some(limit) => (limit.bytes - limit.bytes / 32).saturating_sub(rest).min(match limit.source {
+                        LimitSource::Cgroup => u64::MAX,
+                        LimitSource::Machine => UNLIMITED_KV,
+                    }),
+                    None => UNLIMITED_KV,
+                };
+                in_bytes(room).min(usable).max(useful.div_ceil(BLOCK_TOKENS))
+            }
+        }
+    }
+}
+
+/// The longest sequence that is asked for, or that the model allows.
+fn longest(config: &ModelConfig, asked: Option<usize>) -> LoadResult<usize> {
+    match asked {
+        Some(asked) if asked == 0 || asked > config.max_positions => Err(LoadError::new(
+            Reason::Usage,
+            format!("--max-model-len {asked} must be in 1..={}, the context of this model", config.max_positions),
+        )),
+        Some(asked) => Ok(asked),
+        None => Ok(config.max_positions),
+    }
+}
+
+/// Activations of the largest step, in f32: the residual stream, its norm, q, k and v, the heads' results, and both
+/// halves of the widest network; and two rows of logits for each sequence.
+fn activation_bytes(config: &ModelConfig, options: &LoadOptions) -> u64 {
+    let attention = 2 * config.query_width() + 2 * config.kv_width();
+    let row = 3 * config.hidden_size + attention + 2 * config.intermediate_size;
+    4 * (options.max_num_batched_tokens as u64 * row as u64
+        + 2 * options.max_num_seqs as u64 * config.vocab_size as u64)
+}
+
+/// Bytes of the tokenizer's file.
+fn tokenizer_bytes(checkpoint: &Checkpoint) -> u64 {
+    let length = |name: &str| std::fs::metadata(checkpoint.path.join(name)).ok().map(|metadata| metadata.len());
+    length("tokenizer.json").or_else(|| length("tokenizer.model")).unwrap_or(0)
+}
+
+/// A size as people read it.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
