@@ -10,10 +10,10 @@ mod uri;
 
 pub use crd::{crd, crd_yaml};
 pub use model::{
-    Disruption, Drain, Dtype, Engine, ErnieModel, ErnieModelSpec, ImagePullSecret, Model, Resources, NAME_RULE_MESSAGE,
+    Disruption, Drain, Dtype, Engine, ErnieModel, ErnieModelSpec, ImagePullSecret, Model, NAME_RULE_MESSAGE, Resources,
 };
-pub use quantity::{memory_limit, memory_text, parse as parse_quantity, same as same_quantity, Bytes};
+pub use quantity::{Bytes, memory_limit, memory_text, parse as parse_quantity, same as same_quantity};
 pub use status::{
-    condition, Device, EngineStatus, ErnieModelStatus, FailureInfo, FailureLocation, ModelStatus, Phase, Plan,
+    Device, EngineStatus, ErnieModelStatus, FailureInfo, FailureLocation, ModelStatus, Phase, Plan, condition,
 };
 pub use uri::{ModelUri, UriError};

@@ -9,19 +9,19 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::{DeserializeGuard, Status};
 use kube::{Api, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use serde::Serialize;
-use serde_json::{json, Value};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::OnceCell;
 use tracing::info;
 
 use crate::api::ErnieModel;
 use crate::context::Context;
-use crate::desired::{Children, Obstacle, Prepared, Workload, APPLIED_ANNOTATION};
+use crate::desired::{APPLIED_ANNOTATION, Children, Obstacle, Prepared, Workload};
 use crate::difference::first_difference;
 use crate::observe::{self, within};
-use crate::observed::{Applied, Found, Live, Outcome, FIELD_MANAGER};
+use crate::observed::{Applied, FIELD_MANAGER, Found, Live, Outcome};
 
 /// A write that failed and is worth another try.
 #[derive(Debug, Error)]
@@ -68,9 +68,7 @@ pub async fn apply(
         || service.obstacle().is_some()
         || workers.obstacle().is_some()
         || disruption_budget.obstacle().is_some();
-    let Workload::Deployment(found) = found.workload else {
-        unreachable!("what is found is never withheld")
-    };
+    let Workload::Deployment(found) = found.workload else { unreachable!("what is found is never withheld") };
     let workload = match workload {
         Workload::Withheld(obstacle) => Workload::Withheld(obstacle),
         // Workers that nobody can reach are not started; those that run go on.
@@ -256,11 +254,7 @@ impl Writer<'_> {
     }
 
     /// What the API server refuses for good reason is told to the user; the rest is tried again.
-    fn refused<K: Resource<DynamicType = ()>>(
-        &self,
-        wanted: &K,
-        error: observe::Error,
-    ) -> Result<Outcome<K>, Error> {
+    fn refused<K: Resource<DynamicType = ()>>(&self, wanted: &K, error: observe::Error) -> Result<Outcome<K>, Error> {
         let child = describe(wanted);
         let Some(status) = status(&error) else { return Err(error.into()) };
         let message = shorten(&status.message);

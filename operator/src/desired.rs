@@ -18,11 +18,11 @@ use crate::api::{Device, ErnieModel, ModelUri};
 
 pub use engine::{Defaults, Engine, Release};
 pub use names::{
-    model_of, pod_selector, scale_selector, workers_name, APPLIED_ANNOTATION, ENGINE_ANNOTATION, STOPPED_ANNOTATION,
-    TEMPLATE_ANNOTATION,
+    APPLIED_ANNOTATION, ENGINE_ANNOTATION, STOPPED_ANNOTATION, TEMPLATE_ANNOTATION, model_of, pod_selector,
+    scale_selector, workers_name,
 };
 pub(crate) use pod::digest;
-pub use pod::{startup_budget_seconds, template_hash, CONTAINER, TEMPLATE_REVISION};
+pub use pod::{CONTAINER, TEMPLATE_REVISION, startup_budget_seconds, template_hash};
 
 /// How far a set of children has come: [`Prepared`], or written to the cluster.
 pub trait Stage {

@@ -15,20 +15,21 @@ pub fn first_difference(wanted: &Value, live: &Value) -> Option<String> {
 fn differs(wanted: &Value, live: &Value, path: &mut Vec<String>) -> bool {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => object_differs(wanted, live, path),
-        (Value::Array(wanted), Value::Array(live)) => match merge_keys(path) {
-            Some(keys) => wanted.iter().any(|item| {
-                let twin = live.iter().find(|other| keys.iter().all(|key| key_value(item, key) == key_value(other, key)));
-                at(path, &key_value(item, keys[0]), |path| twin.is_none_or(|twin| differs(item, twin, path)))
-            }),
-            None => {
-                wanted.len() != live.len()
-                    || wanted
-                        .iter()
-                        .zip(live)
-                        .enumerate()
-                        .any(|(index, (wanted, live))| at(path, &index.to_string(), |path| differs(wanted, live, path)))
+        (Value::Array(wanted), Value::Array(live)) => {
+            match merge_keys(path) {
+                Some(keys) => wanted.iter().any(|item| {
+                    let twin =
+                        live.iter().find(|other| keys.iter().all(|key| key_value(item, key) == key_value(other, key)));
+                    at(path, &key_value(item, keys[0]), |path| twin.is_none_or(|twin| differs(item, twin, path)))
+                }),
+                None => {
+                    wanted.len() != live.len()
+                        || wanted.iter().zip(live).enumerate().any(|(index, (wanted, live))| {
+                            at(path, &index.to_string(), |path| differs(wanted, live, path))
+                        })
+                }
             }
-        },
+        }
         _ if wanted == live => false,
         (Value::String(_) | Value::Number(_), Value::String(_) | Value::Number(_)) => {
             !(in_quantities(path) && same_quantity(&plain(wanted), &plain(live)))

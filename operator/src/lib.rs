@@ -10,15 +10,19 @@
 
 pub mod api;
 pub mod apply;
+pub mod cli;
 pub mod context;
 pub mod desired;
 pub mod difference;
 pub mod events;
 #[cfg(test)]
 mod golden;
+pub mod http;
 pub mod leader;
 pub mod metrics;
 pub mod observe;
 pub mod observed;
 pub mod reconcile;
+pub mod run;
 pub mod status;
+pub mod telemetry;

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use crate::api::ErnieModel;
 use crate::context::CALL_TIMEOUT;
-use crate::desired::{workers_name, Children, Workload};
+use crate::desired::{Children, Workload, workers_name};
 use crate::observed::{Found, Live, Replica};
 use ernie_proto::contract::MODEL_LABEL;
 
@@ -155,7 +155,11 @@ pub async fn warning(client: &Client, namespace: &str, pod_uid: &str) -> Result<
     let events = within("list events", api.list(&about_pod)).await?;
     let newest = events.items.into_iter().max_by_key(|event| {
         let seen = event.last_timestamp.as_ref().map(|time| time.0);
-        seen.or(event.event_time.as_ref().map(|time| time.0)).or(event.metadata.creation_timestamp.as_ref().map(|t| t.0))
+        seen.or(event.event_time.as_ref().map(|time| time.0)).or(event
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|t| t.0))
     });
     Ok(newest.and_then(|event| Some((event.reason?, event.message.unwrap_or_default()))))
 }

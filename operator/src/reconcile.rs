@@ -17,12 +17,12 @@ use tracing::{debug, warn};
 use crate::api::{ErnieModel, ErnieModelStatus};
 use crate::context::Context;
 use crate::desired::{
-    desired, Children, Engine, Prepared, Remembered, Stopped, Workload, ENGINE_ANNOTATION, STOPPED_ANNOTATION,
-    TEMPLATE_ANNOTATION,
+    Children, ENGINE_ANNOTATION, Engine, Prepared, Remembered, STOPPED_ANNOTATION, Stopped, TEMPLATE_ANNOTATION,
+    Workload, desired,
 };
 use crate::observe::{self, within};
-use crate::observed::{leave, Applied, ContainerState, Found, Live, Replica, FIELD_MANAGER};
-use crate::status::{changed, of_replicas, status, stop, Facts, Transition};
+use crate::observed::{Applied, ContainerState, FIELD_MANAGER, Found, Live, Replica, leave};
+use crate::status::{Facts, Transition, changed, of_replicas, status, stop};
 use crate::{apply, events};
 
 /// Longest time that one reconcile may take.
@@ -161,7 +161,8 @@ fn remember(model: &ErnieModel, found: &Children<Found>, facts: &Facts) -> Remem
         Workload::Deployment(deployment) => deployment.as_deref(),
         Workload::Withheld(_) => None,
     };
-    let deployment = deployment.filter(|live| live.controller().is_some_and(|o| Some(&o.uid) == model.metadata.uid.as_ref()));
+    let deployment =
+        deployment.filter(|live| live.controller().is_some_and(|o| Some(&o.uid) == model.metadata.uid.as_ref()));
     let recorded = |key: &str| deployment.and_then(|live: &Live<_>| live.annotation(key));
     let in_status = model.status.as_ref().and_then(|status| status.engine.as_ref()).map(Engine::from);
     let engine = in_status.or_else(|| serde_json::from_str(&recorded(ENGINE_ANNOTATION)?).ok());
@@ -206,9 +207,11 @@ async fn warnings(
 
 fn waits_silently(replica: &Replica, context: &Context) -> bool {
     is_silent(replica)
-        && replica.metadata.creation_timestamp.as_ref().is_some_and(|created| {
-            context.now().duration_since(created.0).as_secs() >= SOON.as_secs().cast_signed()
-        })
+        && replica
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .is_some_and(|created| context.now().duration_since(created.0).as_secs() >= SOON.as_secs().cast_signed())
 }
 
 fn is_silent(replica: &Replica) -> bool {

@@ -4,6 +4,6 @@ mod conditions;
 mod failure;
 mod judge;
 
-pub use conditions::{changed, Transition};
-pub use failure::{of_replicas, stop, Failure};
-pub use judge::{status, Facts};
+pub use conditions::{Transition, changed};
+pub use failure::{Failure, of_replicas, stop};
+pub use judge::{Facts, status};

@@ -85,6 +85,17 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Every phase.
+    pub const ALL: [Phase; 7] = [
+        Phase::Pending,
+        Phase::Loading,
+        Phase::Ready,
+        Phase::Updating,
+        Phase::Degraded,
+        Phase::Suspended,
+        Phase::Failed,
+    ];
+
     /// The word shown.
     pub fn as_str(self) -> &'static str {
         match self {

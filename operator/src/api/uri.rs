@@ -49,10 +49,14 @@ pub enum UriError {
     #[error("model.uri {0:?} must begin with oci:// (an image) or pvc:// (a claim and a folder)")]
     Scheme(String),
     /// Not an image reference.
-    #[error("model.uri {0:?} is not an image reference: write oci://HOST/REPOSITORY:TAG or oci://HOST/REPOSITORY@sha256:DIGEST")]
+    #[error(
+        "model.uri {0:?} is not an image reference: write oci://HOST/REPOSITORY:TAG or oci://HOST/REPOSITORY@sha256:DIGEST"
+    )]
     Image(String),
     /// Not a claim with a relative folder.
-    #[error("model.uri {0:?} is not a claim and a folder: write pvc://CLAIM/PATH without '..' and without a trailing slash")]
+    #[error(
+        "model.uri {0:?} is not a claim and a folder: write pvc://CLAIM/PATH without '..' and without a trailing slash"
+    )]
     Claim(String),
 }
 

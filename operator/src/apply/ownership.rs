@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::api::ErnieModel;
 use crate::desired::Obstacle;
-use crate::observed::{Live, FIELD_MANAGER};
+use crate::observed::{FIELD_MANAGER, Live};
 
 /// Reason of a child whose name is taken.
 pub(super) const NAME_CONFLICT: &str = "NameConflict";
@@ -58,11 +58,8 @@ pub(super) fn by_apply(entries: &[ManagedFieldsEntry]) -> Option<Vec<ManagedFiel
     if let Some(apply) = entries.iter().find(|entry| ours(entry, "Apply")) {
         unite(&mut fields, fields_of(apply));
     }
-    let mut kept = entries
-        .iter()
-        .filter(|entry| !ours(entry, "Update") && !ours(entry, "Apply"))
-        .cloned()
-        .collect::<Vec<_>>();
+    let mut kept =
+        entries.iter().filter(|entry| !ours(entry, "Update") && !ours(entry, "Apply")).cloned().collect::<Vec<_>>();
     kept.push(ManagedFieldsEntry {
         operation: Some("Apply".to_owned()),
         fields_v1: Some(FieldsV1(Value::Object(fields))),

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
 use super::engine::Engine;
-use super::{names, pod, Obstacle, Stopped, ENGINE_ANNOTATION, STOPPED_ANNOTATION, TEMPLATE_ANNOTATION};
+use super::{ENGINE_ANNOTATION, Obstacle, STOPPED_ANNOTATION, Stopped, TEMPLATE_ANNOTATION, names, pod};
 use crate::api::{ErnieModel, ModelUri};
 
 /// Least seconds without progress before a rollout counts as stuck.
@@ -27,10 +27,8 @@ pub(super) fn deployment(
     let stopped = stopped.filter(|stopped| stopped.template == hash && !model.spec.suspend);
     let replicas = if model.spec.suspend || stopped.is_some() { 0 } else { model.spec.replicas };
 
-    let mut annotations = BTreeMap::from([
-        (ENGINE_ANNOTATION.to_owned(), json(engine)),
-        (TEMPLATE_ANNOTATION.to_owned(), hash.clone()),
-    ]);
+    let mut annotations =
+        BTreeMap::from([(ENGINE_ANNOTATION.to_owned(), json(engine)), (TEMPLATE_ANNOTATION.to_owned(), hash.clone())]);
     if let Some(stopped) = stopped {
         annotations.insert(STOPPED_ANNOTATION.to_owned(), json(stopped));
     }

@@ -3,8 +3,8 @@
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use super::pod::TEMPLATE_REVISION;
 use super::Obstacle;
+use super::pod::TEMPLATE_REVISION;
 use crate::api::{Device, EngineStatus, ErnieModel};
 
 /// What the operator was told about workers.

@@ -13,8 +13,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sha2::{Digest, Sha256};
 
 use super::engine::Engine;
-use super::{names, served_name, Obstacle, TEMPLATE_ANNOTATION};
-use crate::api::{memory_limit, Bytes, ErnieModel, ErnieModelSpec, ModelUri, Resources};
+use super::{Obstacle, TEMPLATE_ANNOTATION, names, served_name};
+use crate::api::{Bytes, ErnieModel, ErnieModelSpec, ModelUri, Resources, memory_limit};
 
 /// The newest revision of the template: newly created models get it.
 pub const TEMPLATE_REVISION: i32 = 1;
@@ -103,9 +103,9 @@ fn revision_1(model: &ErnieModel, uri: &ModelUri, engine: &Engine) -> PodTemplat
             priority_class_name,
             runtime_class_name,
             scheduler_name,
-            image_pull_secrets: image_pull_secrets.filter(|list| !list.is_empty()).map(|list| {
-                list.into_iter().map(|secret| LocalObjectReference { name: secret.name }).collect()
-            }),
+            image_pull_secrets: image_pull_secrets
+                .filter(|list| !list.is_empty())
+                .map(|list| list.into_iter().map(|secret| LocalObjectReference { name: secret.name }).collect()),
             ..PodSpec::default()
         }),
     }
@@ -177,7 +177,7 @@ fn arguments(model: &ErnieModel) -> Vec<String> {
         format!("--port={GRPC_PORT}"),
         format!("--http-port={HTTP_PORT}"),
         format!("--dtype={}", dtype.as_str()),
-        format!("--drain-timeout={}", model.spec.drain.timeout_seconds),
+        format!("--drain-timeout={}s", model.spec.drain.timeout_seconds),
     ];
     let optional = [
         ("--max-model-len", max_model_len),

@@ -15,11 +15,8 @@ pub(super) fn service(model: &ErnieModel) -> Service {
 
 /// Service NAME-workers: headless, ready workers only.
 pub(super) fn workers(model: &ErnieModel) -> Service {
-    let spec = ServiceSpec {
-        cluster_ip: Some("None".to_owned()),
-        publish_not_ready_addresses: Some(false),
-        ..spec(model)
-    };
+    let spec =
+        ServiceSpec { cluster_ip: Some("None".to_owned()), publish_not_ready_addresses: Some(false), ..spec(model) };
     Service { metadata: names::metadata(model, names::workers_name(model)), spec: Some(spec), status: None }
 }
 

@@ -201,7 +201,8 @@ impl Watch {
             warn!(
                 kind = self.kind,
                 "the API server does not know {}: install its CustomResourceDefinition (chart value crds.install, or \
-                 `ernie-operator crd | kubectl apply --server-side -f -`); the operator keeps asking", self.kind
+                 `ernie-operator crd | kubectl apply --server-side -f -`); the operator keeps asking",
+                self.kind
             );
         } else if self.failures < WATCH_FAILURES {
             debug!(kind = self.kind, %error, "watch interrupted");

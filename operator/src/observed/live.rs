@@ -29,7 +29,12 @@ impl<K> std::fmt::Debug for Live<K> {
 
 impl<K> Clone for Live<K> {
     fn clone(&self) -> Self {
-        Self { metadata: self.metadata.clone(), json: self.json.clone(), fields_by_update: self.fields_by_update, kind: PhantomData }
+        Self {
+            metadata: self.metadata.clone(),
+            json: self.json.clone(),
+            fields_by_update: self.fields_by_update,
+            kind: PhantomData,
+        }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ContainerState as KubeState, ContainerStateTerminated, ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::NamespaceResourceScope;
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
-use crate::desired::{model_of, CONTAINER, TEMPLATE_ANNOTATION};
+use crate::desired::{CONTAINER, TEMPLATE_ANNOTATION, model_of};
 
 /// Longest text kept of a message of the kubelet or the scheduler, in bytes.
 const MESSAGE_LIMIT: usize = 1024;

@@ -71,17 +71,15 @@ pub struct Transition {
 
 /// The changes from one set of conditions to another that are worth an event: one for each cause.
 pub fn changed(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
-    const TOLD: [&str; 4] =
-        [condition::WORKERS_HEALTHY, condition::PLAN_FITS, condition::STALLED, condition::READY];
+    const TOLD: [&str; 4] = [condition::WORKERS_HEALTHY, condition::PLAN_FITS, condition::STALLED, condition::READY];
     let mut told = Vec::<Transition>::new();
     for kind in TOLD {
         let find = |list: &[Condition]| list.iter().find(|condition| condition.type_ == kind).cloned();
         let (Some(new), old) = (find(after), find(before)) else { continue };
         let same = old.as_ref().is_some_and(|old| (&old.status, &old.reason) == (&new.status, &new.reason));
         let is_bad = new.status == if kind == condition::STALLED { "True" } else { "False" };
-        let was_bad = old.as_ref().is_some_and(|old| {
-            old.status == if kind == condition::STALLED { "True" } else { "False" }
-        });
+        let was_bad =
+            old.as_ref().is_some_and(|old| old.status == if kind == condition::STALLED { "True" } else { "False" });
         let transition = match kind {
             _ if same => None,
             // Not ready for a reason that is told already, or on its way, is no news.

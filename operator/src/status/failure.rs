@@ -7,8 +7,8 @@ use ernie_proto::failure::{Reason, TerminationMessage};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use crate::api::{memory_text, ErnieModel, FailureInfo, FailureLocation, ModelUri, Plan};
-use crate::desired::{startup_budget_seconds, Obstacle, Stopped};
+use crate::api::{ErnieModel, FailureInfo, FailureLocation, ModelUri, Plan, memory_text};
+use crate::desired::{Obstacle, Stopped, startup_budget_seconds};
 use crate::observed::{ContainerState, Exit, Replica, Scheduling, Waiting};
 
 /// Exit code of a process that was killed by SIGKILL.
@@ -86,9 +86,8 @@ pub fn of_replicas(
 pub fn stop(failure: Option<&Failure>, replicas: &[Arc<Replica>], template: &str) -> Option<Stopped> {
     let failure = failure.filter(|failure| failure.is_about_plan())?;
     let failing = failure.info.pod_name.as_deref()?;
-    let is_newest = replicas
-        .iter()
-        .any(|replica| replica.name() == failing && replica.template.as_deref() == Some(template));
+    let is_newest =
+        replicas.iter().any(|replica| replica.name() == failing && replica.template.as_deref() == Some(template));
     if !is_newest || replicas.iter().any(|replica| replica.answers()) {
         return None;
     }
@@ -192,8 +191,14 @@ impl Pod<'_> {
     fn waiting(&self, waiting: &Waiting, warning: Option<&(String, String)>) -> Option<Failure> {
         let Waiting { reason, message } = waiting;
         match reason.as_str() {
-            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable"
-            | "ErrImageInspect" | "ImageInspectError" | "SignatureValidationFailed" => Some(self.not_pulled(message, reason)),
+            "ErrImagePull"
+            | "ImagePullBackOff"
+            | "InvalidImageName"
+            | "ErrImageNeverPull"
+            | "RegistryUnavailable"
+            | "ErrImageInspect"
+            | "ImageInspectError"
+            | "SignatureValidationFailed" => Some(self.not_pulled(message, reason)),
             "CrashLoopBackOff" => match &self.replica.last_exit {
                 Some(exit) => self.exited(exit),
                 None => Some(self.failure(

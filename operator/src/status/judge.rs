@@ -8,11 +8,11 @@ use k8s_openapi::api::apps::v1::DeploymentStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
-use super::conditions::{condition, Verdict};
-use super::failure::{of_replicas, Failure};
-use crate::api::{condition as name, EngineStatus, ErnieModel, ErnieModelStatus, ModelStatus, ModelUri, Phase};
+use super::conditions::{Verdict, condition};
+use super::failure::{Failure, of_replicas};
+use crate::api::{EngineStatus, ErnieModel, ErnieModelStatus, ModelStatus, ModelUri, Phase, condition as name};
 use crate::desired::{
-    scale_selector, served_name, Children, Obstacle, Stopped, Workload, STOPPED_ANNOTATION, TEMPLATE_ANNOTATION,
+    Children, Obstacle, STOPPED_ANNOTATION, Stopped, TEMPLATE_ANNOTATION, Workload, scale_selector, served_name,
 };
 use crate::observed::{Applied, Outcome, Replica};
 use ernie_proto::contract::{GRPC_PORT, HTTP_PORT};
@@ -167,7 +167,8 @@ impl<'a> View<'a> {
             return Verdict::new(false, "Suspended", message);
         }
         if self.model.spec.replicas == 0 {
-            let message = format!("ErnieModel {name} has 0 replicas: scale it with `kubectl scale em {name} --replicas=1`");
+            let message =
+                format!("ErnieModel {name} has 0 replicas: scale it with `kubectl scale em {name} --replicas=1`");
             return Verdict::new(false, "NoReplicas", message);
         }
         if self.existing == 0 {
@@ -214,7 +215,11 @@ impl<'a> View<'a> {
             && !self.obstructed
             && (ready.is_true() || self.wanted == 0);
         if complete {
-            return Verdict::new(false, "Complete", format!("{} of {} workers are up to date", self.updated, self.wanted));
+            return Verdict::new(
+                false,
+                "Complete",
+                format!("{} of {} workers are up to date", self.updated, self.wanted),
+            );
         }
         let message = format!(
             "{} of {} workers are up to date and answer, {} exist",
