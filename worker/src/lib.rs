@@ -2,11 +2,19 @@
 //!
 //! Data flows `server -> engine -> executor -> model -> kernels`; see the module docs of each.
 
-pub mod engine;
-pub mod executor;
+pub mod ask;
 pub mod chat;
-pub mod sampling;
-pub mod tokenizer;
+pub mod cli;
+pub mod engine;
 pub mod eval;
+pub mod executor;
+pub mod http;
+pub mod metrics;
 pub mod model;
 pub mod plan;
+pub mod sampling;
+pub mod server;
+pub mod shutdown;
+pub mod telemetry;
+pub mod termination;
+pub mod tokenizer;
