@@ -1,6 +1,6 @@
 //! Continuous batching: many requests share the steps of one executor.
 //!
-//! One OS thread owns the executor. [`start`] gives an [`EngineHandle`]; [`EngineHandle::submit`] admits a
+//! One OS thread owns the executor. [`Engine::start`] gives an [`EngineHandle`]; [`EngineHandle::submit`] admits a
 //! [`Request`] or refuses it at once with a [`Rejected`], and returns an [`EventStream`]:
 //! [`Event::Started`], then one [`Event::Token`] for each token, then [`Event::Finished`] or [`Event::Failed`].
 //!
@@ -9,18 +9,28 @@
 //! produced meanwhile are never delivered, and are counted nowhere. Dropping a stream cancels its request within one
 //! step.
 //!
-//! - [`scheduler`], [`blocks`], [`cost`] are pure: no clock, no randomness, no channel.
+//! - [`scheduler`], [`blocks`], [`cost`], [`load`] are pure: no clock, no randomness, no channel.
 //! - `sequence` is one request's life; `turn` is the loop: plan, forward, sample, deliver.
 //!
 //! Nothing here names a tensor or a protobuf.
 
 mod admission;
+pub mod blocks;
+mod client;
 pub mod config;
 pub mod cost;
 pub mod handle;
 pub mod load;
 pub mod observer;
+mod queue;
 pub mod request;
+pub mod scheduler;
+mod sequence;
+mod start;
+#[cfg(test)]
+mod tests;
+mod turn;
+mod warm_up;
 
 pub use config::{EngineConfig, InvalidConfig};
 pub use handle::{Drained, EngineHandle, EventStream, Health, Limits};
@@ -29,3 +39,4 @@ pub use request::{
     Adapter, Event, Failure, FailureKind, FinishReason, Finished, Rejected, RejectionKind, Request, Started, Timings,
     Token, Usage,
 };
+pub use start::{Engine, StartError};

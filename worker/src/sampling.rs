@@ -77,7 +77,7 @@ impl Sampler {
     }
 
     /// Chooses the output token at `position` (0 is the first of the answer) from `logits` `[vocab]`, which are spoilt.
-    /// None of `banned` is chosen. The token is remembered for penalties.
+    /// None of `banned` is chosen (lists of token ids). The token is remembered for penalties.
     ///
     /// # Errors
     /// [`SampleError`]; the sampler is unchanged.
@@ -85,7 +85,7 @@ impl Sampler {
         &mut self,
         logits: &mut [f32],
         position: u32,
-        banned: &[u32],
+        banned: &[&[u32]],
         scratch: &mut Scratch,
     ) -> Result<Chosen, SampleError> {
         if let Some(token) = softmax::first_not_finite(logits) {
@@ -93,7 +93,7 @@ impl Sampler {
         }
         let raw = self.params.logprobs.map(|top| RawLogprobs::new(logits, top as usize, &mut scratch.survivors));
         self.history.apply(&self.params, logits);
-        for &token in banned {
+        for &token in banned.iter().copied().flatten() {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }

