@@ -113,6 +113,11 @@ impl ClusterPaths {
         self.state.join("cluster.json")
     }
 
+    /// Exists once the cluster has been brought up to its end.
+    pub(crate) fn complete(&self) -> PathBuf {
+        self.state.join("complete")
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.state.join("kubeconfig")

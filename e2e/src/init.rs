@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_
 use crate::command::{self, run};
 use crate::control::{self, Request, Response};
 use crate::plan::{COMPONENTS, NODE_BRIDGE, Plan, SERVICES, STATE};
-use crate::wait;
+use crate::{sandbox, wait};
 
 mod supervise;
 
@@ -34,6 +34,7 @@ pub fn main(state: &Path, components: &Path) -> Result<()> {
     ensure!(std::process::id() == 1, "`cluster init` is started by `cluster up`, as the first process of a namespace");
     let record = fs::read_to_string(state.join("cluster.json")).context("reading the plan")?;
     let plan: Plan = serde_json::from_str(&record).context("the plan in cluster.json")?;
+    sandbox::join_cgroup(plan.cgroup.trim_start_matches('/'))?;
     lay_out_files(state, components).context("laying out the cluster's file system")?;
     bring_up_network(&plan).context("bringing up the node's network")?;
     let supervisor = Supervisor::start(plan.processes());

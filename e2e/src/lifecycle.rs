@@ -186,8 +186,8 @@ impl LocalCluster {
         let record = self.record()?;
         let plan = Plan { components: components.key().to_owned(), ..record.plan };
         let same = plan.fingerprint() == record.fingerprint;
-        if sandbox::first_process(&self.paths).is_none() {
-            say(&format!("an earlier run of cluster {} has ended; removing what it left", self.name));
+        if !self.paths.complete().exists() || sandbox::first_process(&self.paths).is_none() {
+            say(&format!("an earlier run of cluster {} was cut off; removing what it left", self.name));
             return None;
         }
         if !same {
@@ -279,6 +279,8 @@ impl LocalCluster {
         let begin = Instant::now();
         let plan = self.launch(components, program).await?;
         self.start_components(&plan, components).await?;
+        let complete = self.paths.complete();
+        fs::write(&complete, "").with_context(|| format!("writing {}", complete.display()))?;
         say(&format!(
             "cluster {} is ready at {} after {:.1} s",
             self.name,

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,6 +25,11 @@ pub(crate) const INIT: &str = "init";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// The kernel needs a moment to tear down namespaces, more when the machine is busy.
 const TEARDOWN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the programs that started the first process get to notice its end.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The control group of the components, beside those of the pods.
+const NODE_GROUP: &str = "node";
 
 /// Starts the first process of the cluster, detached from this one, and waits until it takes requests.
 pub(crate) fn launch(paths: &ClusterPaths, components: &Components, program: &Path) -> Result<()> {
@@ -152,6 +157,19 @@ pub(crate) fn make_cgroups(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Moves the calling process, and so all that it will start, to the cluster's control group `name`.
+///
+/// A process that is being killed loses its command line long before its files. The group empties last, so waiting for
+/// that is waiting until nothing of the cluster writes any more. One hierarchy is enough; the limits that the
+/// components live under stay those of whoever started them.
+pub(crate) fn join_cgroup(name: &str) -> Result<()> {
+    let all = hierarchies();
+    let hierarchy = all.iter().find(|path| path.ends_with("pids")).or(all.first()).context("no cgroups are mounted")?;
+    let group = hierarchy.join(name).join(NODE_GROUP);
+    fs::create_dir_all(&group).with_context(|| format!("making the cgroup {}", group.display()))?;
+    fs::write(group.join("cgroup.procs"), "0").with_context(|| format!("joining the cgroup {}", group.display()))
+}
+
 /// The mounted hierarchies: several in version 1, the root itself in version 2.
 fn hierarchies() -> Vec<std::path::PathBuf> {
     let root = Path::new(CGROUPS);
@@ -177,6 +195,7 @@ pub(crate) fn destroy(paths: &ClusterPaths) -> Result<()> {
         let _ = run(command::new("ip").args(["link", "delete", &name]));
         Ok(None)
     })?;
+    // The last process leaves these when it can write no more.
     for hierarchy in hierarchies() {
         let group = hierarchy.join(&name);
         wait::until_blocking(&format!("the cgroup {} to empty", group.display()), TEARDOWN_DEADLINE, || {
@@ -186,19 +205,17 @@ pub(crate) fn destroy(paths: &ClusterPaths) -> Result<()> {
     remove_state(paths.state())
 }
 
+/// Kills the first process, and with it all others of its namespace.
 pub(crate) fn end_processes(paths: &ClusterPaths) -> Result<()> {
+    let begin = Instant::now();
     wait::until_blocking("the cluster's processes to end", TEARDOWN_DEADLINE, || {
-        let mut left = members(paths);
-        if left.is_empty() {
-            return Ok(Some(()));
-        }
-        // The first process takes all others with it; what only waits for it ends by itself.
-        let first = left.iter().any(|member| member.first);
-        left.retain(|member| member.first || !first);
-        for member in left {
+        let left = members(paths);
+        // `unshare` and `setsid` end with what they wait for. One that has been killed on the way there never does.
+        let patient = begin.elapsed() < PATIENCE;
+        for member in left.iter().filter(|member| member.first || !patient) {
             let _ = kill_process(member.pid, Signal::KILL);
         }
-        Ok(None)
+        Ok(left.is_empty().then_some(()))
     })
 }
 

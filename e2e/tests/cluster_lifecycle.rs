@@ -104,10 +104,8 @@ impl Own {
         places
     }
 
-    fn assert_nothing_is_left(&self, processes: &BTreeSet<u32>) {
-        let left: Vec<u32> =
-            processes.iter().copied().filter(|id| Path::new("/proc").join(id.to_string()).exists()).collect();
-        assert!(left.is_empty(), "processes are left: {left:?}");
+    async fn assert_nothing_is_left(&self, processes: &BTreeSet<u32>) {
+        assert_none_runs(processes).await;
         assert_eq!(self.kernel_objects(), Vec::<PathBuf>::new(), "links or cgroups are left");
         let state = self.0.paths().state();
         assert!(!state.exists(), "{} is left", state.display());
@@ -136,6 +134,16 @@ fn kill(id: u32) {
     kill_process(pid, Signal::KILL).unwrap();
 }
 
+/// No process of these is left. One that has ended may still wait for this machine's init to take note of it.
+async fn assert_none_runs(processes: &BTreeSet<u32>) {
+    let status = |id: &u32| fs::read_to_string(format!("/proc/{id}/status")).ok();
+    let running: Vec<String> = processes.iter().filter_map(status).filter(|text| !text.contains("(zombie)")).collect();
+    assert!(running.is_empty(), "processes are left: {running:#?}");
+    wait::until("init to reap", DEADLINE, async || Ok(processes.iter().all(|id| status(id).is_none()).then_some(())))
+        .await
+        .unwrap();
+}
+
 async fn run_a_pod(cluster: &Cluster) {
     let namespace = cluster.namespace("life").await.unwrap();
     namespace.toolbox("tool").await.unwrap();
@@ -159,7 +167,7 @@ async fn up_again_says_so_at_once_and_down_leaves_nothing_outside_the_cache() {
     assert!(processes.len() > 8, "fewer processes than components: {processes:?}");
     assert!(own.kernel_objects().len() >= 2, "no link or no cgroup under the expected name");
     assert!(own.command("down").status().unwrap().success());
-    own.assert_nothing_is_left(&processes);
+    own.assert_nothing_is_left(&processes).await;
     let folders_after: Vec<bool> = NODE_FOLDERS.iter().map(|folder| Path::new(folder).exists()).collect();
     assert_eq!(folders_before, folders_after, "a component wrote outside the cache: {NODE_FOLDERS:?}");
     assert_eq!(own.command("status").status().unwrap().code(), Some(3), "the status of a cluster that is down");
@@ -181,7 +189,7 @@ async fn two_clusters_run_side_by_side_and_the_end_of_one_leaves_the_other() {
     let processes = one.processes();
     drop(handles.0);
     one.0.down().await.unwrap();
-    one.assert_nothing_is_left(&processes);
+    one.assert_nothing_is_left(&processes).await;
     run_a_pod(&handles.1).await;
 }
 
@@ -199,8 +207,7 @@ async fn a_cluster_killed_while_it_runs_does_not_disturb_the_next() {
     std::mem::forget(namespace);
     drop(handle);
     assert_eq!(own.up().await, Outcome::Made);
-    let left: Vec<&u32> = processes.iter().filter(|id| Path::new("/proc").join(id.to_string()).exists()).collect();
-    assert!(left.is_empty(), "processes outlived the first one: {left:?}");
+    assert_none_runs(&processes).await;
     run_a_pod(&own.handle().await).await;
 }
 
@@ -230,7 +237,7 @@ async fn an_up_killed_at_any_step_does_not_disturb_the_next() {
     run_a_pod(&own.handle().await).await;
     let processes = own.processes();
     own.0.down().await.unwrap();
-    own.assert_nothing_is_left(&processes);
+    own.assert_nothing_is_left(&processes).await;
 }
 
 #[tokio::test]
