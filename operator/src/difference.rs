@@ -39,7 +39,9 @@ fn differs(wanted: &Value, live: &Value, path: &mut Vec<String>) -> bool {
 }
 
 fn object_differs(wanted: &Map<String, Value>, live: &Map<String, Value>, path: &mut Vec<String>) -> bool {
-    wanted.iter().any(|(key, value)| {
+    // What kind of object it is was settled by asking for it, and items of a list do not say.
+    let is_root = path.is_empty();
+    wanted.iter().filter(|(key, _)| !(is_root && matches!(key.as_str(), "apiVersion" | "kind"))).any(|(key, value)| {
         at(path, key, |path| match live.get(key) {
             Some(other) => differs(value, other, path),
             None => !is_empty(value),
@@ -105,7 +107,7 @@ mod tests {
 
     #[test]
     fn what_the_api_server_fills_in_is_no_difference() {
-        let wanted = json!({"spec": {"replicas": 2, "template": {"spec": {
+        let wanted = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 2, "template": {"spec": {
             "containers": [{"name": "worker", "image": "a", "resources": {"limits": {"cpu": "1000m", "memory": "4096Mi"}},
                 "ports": [{"name": "grpc", "containerPort": 8033}]}],
             "nodeSelector": {}, "tolerations": []}}}});
