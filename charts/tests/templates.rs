@@ -14,7 +14,12 @@ use serde_json::{Value, json};
 /// Settings under which every rule of this file must hold, beside the defaults.
 const VARIANTS: [&[&str]; 4] = [
     &[],
-    &["operator.replicas=2", "podMonitor.enabled=true", "podMonitor.labels.release=prom", "image.pullSecrets={regcred}"],
+    &[
+        "operator.replicas=2",
+        "podMonitor.enabled=true",
+        "podMonitor.labels.release=prom",
+        "image.pullSecrets={regcred}",
+    ],
     &["watchNamespaces={chat,search}", "networkPolicy.restrictEgress=true", "rbac.aggregateToDefaultRoles=false"],
     &[
         "operator.image.registry=other.example",
@@ -88,7 +93,8 @@ fn operator(documents: &[Value]) -> &Value {
 }
 
 fn arguments(documents: &[Value]) -> Vec<String> {
-    serde_json::from_value(operator(documents)["spec"]["template"]["spec"]["containers"][0]["args"].clone()).expect("a list")
+    serde_json::from_value(operator(documents)["spec"]["template"]["spec"]["containers"][0]["args"].clone())
+        .expect("a list")
 }
 
 /// Each rule of each role, with the namespace ("" for a ClusterRole) and the role's name.
@@ -118,10 +124,25 @@ fn helm_lint_finds_nothing() {
 
 #[test]
 fn the_operator_understands_every_argument_that_the_chart_gives_it() {
-    for settings in VARIANTS {
+    let others: [&[&str]; 2] = [&["fullnameOverride=a.b"], &["operator.logLevel=info\\,kube=debug"]];
+    for settings in VARIANTS.iter().copied().chain(others) {
         let arguments = arguments(&render(settings));
         let line = std::iter::once("ernie-operator".to_owned()).chain(arguments.clone());
         Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+    }
+}
+
+#[test]
+fn the_operator_may_write_the_lease_that_it_is_told_to_use() {
+    for settings in VARIANTS.iter().copied().chain([["fullnameOverride=a.b"].as_slice()]) {
+        let documents = render(settings);
+        let flag =
+            arguments(&documents).into_iter().find_map(|flag| Some(flag.strip_prefix("--lease-name=")?.to_owned()));
+        let named: Vec<_> =
+            rules(&documents).into_iter().filter(|(.., rule)| !rule["resourceNames"].is_null()).collect();
+        let [(namespace, _, rule)] = &named[..] else { panic!("{named:?}") };
+        assert_eq!(namespace, "ernie-system");
+        assert_eq!(rule["resourceNames"][0].as_str(), flag.as_deref());
     }
 }
 
@@ -220,7 +241,9 @@ fn rights_hold_no_wildcard_no_secret_and_no_write_on_pods() {
                 assert!(!list.is_empty() && list.iter().all(|item| !item.contains('*')), "{place}");
             }
             assert!(rule["nonResourceURLs"].is_null(), "{place}");
-            for forbidden in ["secrets", "pods/exec", "pods/attach", "pods/portforward", "pods/ephemeralcontainers", "nodes"] {
+            for forbidden in
+                ["secrets", "pods/exec", "pods/attach", "pods/portforward", "pods/ephemeralcontainers", "nodes"]
+            {
                 assert!(!resources.contains(forbidden), "{place}");
             }
             for forbidden in ["escalate", "bind", "impersonate"] {
@@ -244,14 +267,19 @@ fn with_watched_namespaces_the_operator_has_no_right_outside_them() {
     for (namespace, role, rule) in rules(&documents) {
         if namespace == "ernie-system" {
             assert_eq!(strings(&rule["resources"]), BTreeSet::from(["leases"]), "{role}: {rule}");
+            let is_create = strings(&rule["verbs"]) == BTreeSet::from(["create"]);
+            assert!(is_create || strings(&rule["resourceNames"]).len() == 1, "{role} reaches other Leases: {rule}");
         }
     }
     let role = |namespace: &str| -> Vec<Value> {
         rules(&documents).into_iter().filter(|(place, ..)| place == namespace).map(|(.., rule)| rule).collect()
     };
     let everywhere = render(&[]);
-    let cluster: Vec<Value> =
-        rules(&everywhere).into_iter().filter(|(_, name, _)| name == "ernie-ernie-operator").map(|(.., rule)| rule).collect();
+    let cluster: Vec<Value> = rules(&everywhere)
+        .into_iter()
+        .filter(|(_, name, _)| name == "ernie-ernie-operator")
+        .map(|(.., rule)| rule)
+        .collect();
     assert!(!cluster.is_empty());
     assert_eq!(role("chat"), cluster, "the rights differ with the scope");
     assert_eq!(role("search"), cluster);
@@ -266,9 +294,8 @@ fn each_binding_names_a_role_that_is_there_and_the_operators_account() {
         let bindings: Vec<_> = [of_kind(&documents, "RoleBinding"), of_kind(&documents, "ClusterRoleBinding")].concat();
         assert!(bindings.len() >= 2);
         for binding in bindings {
-            let role = of_kind(&documents, binding["roleRef"]["kind"].as_str().expect("a kind"))
-                .into_iter()
-                .find(|role| {
+            let role =
+                of_kind(&documents, binding["roleRef"]["kind"].as_str().expect("a kind")).into_iter().find(|role| {
                     role["metadata"]["name"] == binding["roleRef"]["name"]
                         && role["metadata"]["namespace"] == binding["metadata"]["namespace"]
                 });
@@ -294,7 +321,9 @@ fn selectors_find_the_operators_pods_and_nothing_else_of_the_release() {
             &of_kind(&documents, "PodDisruptionBudget")[0]["spec"]["selector"]["matchLabels"],
             &of_kind(&documents, "NetworkPolicy")[0]["spec"]["podSelector"]["matchLabels"],
         ];
-        selectors.extend(of_kind(&documents, "PodMonitor").iter().map(|monitor| &monitor["spec"]["selector"]["matchLabels"]));
+        selectors.extend(
+            of_kind(&documents, "PodMonitor").iter().map(|monitor| &monitor["spec"]["selector"]["matchLabels"]),
+        );
         for selector in selectors {
             assert!(matches(selector, &template), "{selector} misses the operator");
             assert!(!matches(selector, &test), "{selector} finds the test's pod");
@@ -320,7 +349,8 @@ fn the_test_asks_the_model_that_it_creates_on_the_port_of_the_contract() {
         assert_eq!(annotations["helm.sh/hook"], "test");
         assert!(annotations["helm.sh/hook-delete-policy"].as_str().expect("a policy").contains("hook-succeeded"));
     }
-    let spec: ernie_operator::api::ErnieModelSpec = serde_json::from_value(model["spec"].clone()).expect("a valid spec");
+    let spec: ernie_operator::api::ErnieModelSpec =
+        serde_json::from_value(model["spec"].clone()).expect("a valid spec");
     assert!(spec.model.uri.starts_with("oci://"));
     let named = render(&["test.model.uri=pvc://models/x"]);
     assert_eq!(of_kind(&named, "ErnieModel")[0]["spec"]["model"]["uri"], "pvc://models/x");
@@ -391,7 +421,8 @@ fn every_value_is_described_in_the_readme() {
     let values: Value =
         serde_saphyr::from_str(&fs::read_to_string(chart().join("values.yaml")).expect("values.yaml")).expect("YAML");
     let readme = fs::read_to_string(chart().join("README.md")).expect("README.md");
-    let first_cells: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()).collect();
+    let first_cells: Vec<&str> =
+        readme.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()).collect();
     // `a.b`, `.c` in one cell describes a.b and a.c.
     let mut described = BTreeSet::new();
     for cell in first_cells {

@@ -22,6 +22,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The Lease by which the operators of this release agree on one that writes. */}}
+{{- define "ernie-operator.leaseName" -}}
+{{- include "ernie-operator.fullname" . | replace "." "-" -}}
+{{- end -}}
+
 {{- define "ernie-operator.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "ernie-operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
