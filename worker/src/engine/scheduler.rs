@@ -330,6 +330,9 @@ impl Scheduler {
 
     /// 2. Running sequences that miss more than one token run a piece.
     fn read_prompts(&mut self, pace: &Pace, step: &mut Step) {
+        if step.decode_rows == self.running.len() {
+            return;
+        }
         let reads = |sequence: &Sequence| !sequence.paused && sequence.missing() > 1;
         let running = self.running.iter().map(|&id| &self.sequences[id]);
         let mut behind: usize = running.filter(|sequence| reads(sequence)).map(Sequence::missing).sum();
