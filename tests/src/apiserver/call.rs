@@ -71,6 +71,26 @@ pub struct Call {
 }
 
 impl Call {
+    /// The request of a controller of the cluster that creates an object.
+    pub(super) fn to_create(group: &str, version: &str, plural: &str, body: &Value) -> Self {
+        Self {
+            client: "kube-controller-manager".to_owned(),
+            verb: Verb::Create,
+            path: String::new(),
+            group: group.to_owned(),
+            version: version.to_owned(),
+            plural: plural.to_owned(),
+            namespace: super::object::namespace(body).to_owned(),
+            name: String::new(),
+            subresource: String::new(),
+            query: BTreeMap::new(),
+            content_type: "application/json".to_owned(),
+            accept: String::new(),
+            user_agent: "kube-controller-manager".to_owned(),
+            body: body.clone(),
+        }
+    }
+
     /// Reads a request.
     ///
     /// # Errors
