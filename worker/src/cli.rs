@@ -32,6 +32,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve a model over gRPC until told to stop.
+    #[command(args_override_self = true)]
     Serve(Box<ServeArgs>),
     /// Compute logits of given token ids, to check a checkpoint against a reference.
     Eval(Box<crate::eval::EvalArgs>),
@@ -57,19 +58,25 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", env = "ERNIE_KV_CACHE_MEMORY", value_parser = bytes)]
     pub kv_cache_memory: Option<u64>,
     /// Longest prompt and answer together, in tokens. Default: the checkpoint's, as far as the cache holds it.
-    #[arg(long, value_name = "TOKENS", env = "ERNIE_MAX_MODEL_LEN", value_parser = positive)]
+    #[arg(long, value_name = "TOKENS", env = "ERNIE_MAX_MODEL_LEN", allow_negative_numbers = true, value_parser = positive)]
     pub max_model_len: Option<usize>,
     /// Most requests that run at once.
-    #[arg(long, value_name = "N", default_value_t = 64, env = "ERNIE_MAX_NUM_SEQS", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 64, env = "ERNIE_MAX_NUM_SEQS", allow_negative_numbers = true, value_parser = positive)]
     pub max_num_seqs: usize,
     /// Most tokens in one forward pass.
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048, env = "ERNIE_MAX_NUM_BATCHED_TOKENS", value_parser = positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, env = "ERNIE_MAX_NUM_BATCHED_TOKENS", allow_negative_numbers = true, value_parser = positive)]
     pub max_num_batched_tokens: usize,
     /// Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED.
-    #[arg(long, value_name = "N", default_value_t = 256, env = "ERNIE_MAX_QUEUED_REQUESTS")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 256,
+        env = "ERNIE_MAX_QUEUED_REQUESTS",
+        allow_negative_numbers = true
+    )]
     pub max_queued_requests: usize,
     /// Threads that compute. Default: what the CPU quota and affinity allow.
-    #[arg(long, value_name = "N", env = "ERNIE_THREADS", value_parser = positive)]
+    #[arg(long, value_name = "N", env = "ERNIE_THREADS", allow_negative_numbers = true, value_parser = positive)]
     pub threads: Option<usize>,
     /// Reuse keys and values of prompts that begin alike.
     #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
@@ -283,7 +290,8 @@ mod tests {
 
     #[test]
     fn sizes_and_times_are_read_with_their_units() {
-        let args = serve(&["--kv-cache-memory", "2Gi", "--drain-timeout", "3m", "--lame-duck", "250ms"]).expect("parses");
+        let args =
+            serve(&["--kv-cache-memory", "2Gi", "--drain-timeout", "3m", "--lame-duck", "250ms"]).expect("parses");
         assert_eq!(args.kv_cache_memory, Some(2 << 30));
         assert_eq!((args.drain_timeout, args.lame_duck), (Duration::from_secs(180), Duration::from_millis(250)));
         assert_eq!(serve(&["--drain-timeout", "90"]).expect("parses").drain_timeout, Duration::from_secs(90));
@@ -296,6 +304,11 @@ mod tests {
         assert_eq!(args.lame_duck.as_secs(), ernie_proto::contract::LAME_DUCK_SECONDS);
         assert_eq!(args.drain_timeout.as_secs(), ernie_proto::contract::DEFAULT_DRAIN_SECONDS);
         assert_eq!(args.model_name(), "m");
+    }
+
+    #[test]
+    fn a_flag_given_twice_has_its_last_value() {
+        assert_eq!(serve(&["--port", "1", "--port", "2"]).expect("parses").port, 2);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod sampling;
+pub mod serve;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;

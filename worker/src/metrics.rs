@@ -23,8 +23,8 @@ use crate::{
 
 /// Time to first token, in seconds.
 const TTFT: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
 ];
 /// Time between tokens, in seconds. The buckets below 10 ms are ours: small models are that fast.
 const ITL: &[f64] = &[
@@ -33,16 +33,14 @@ const ITL: &[f64] = &[
 ];
 /// Parts of a request's life, in seconds. The buckets below 0.3 s are ours.
 const LIFE: &[f64] = &[
-    0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
-    240.0, 480.0, 960.0, 1920.0, 7680.0,
+    0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
+    120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
 /// Numbers of tokens.
-const TOKENS: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5,
-];
+const TOKENS: &[f64] =
+    &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5];
 /// Tokens in one step.
-const ITERATION: &[f64] =
-    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const ITERATION: &[f64] = &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 /// Preemptions of one request.
 const PREEMPTIONS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0];
 /// Answers to one prompt.
@@ -51,10 +49,7 @@ const CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 /// Every figure of a worker. Cheap to share behind an `Arc`.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Figures with the labels `model_name` and `engine`.
-    served: Registry,
-    /// Figures of the process and the port.
-    process: Registry,
+    registry: Registry,
     /// Whether the engine's figures count: the worker's own trial request does not.
     recording: AtomicBool,
     engine: EngineFigures,
@@ -135,29 +130,46 @@ pub struct LifeFigures {
 }
 
 /// Makes figures and enters them in a registry.
-struct Maker<'a>(&'a Registry);
+struct Maker<'a> {
+    registry: &'a Registry,
+    /// Labels that all of them carry.
+    labels: &'a [(&'a str, &'a str)],
+}
 
 impl Maker<'_> {
+    fn options(&self, name: &str, help: &str) -> Opts {
+        self.labels.iter().fold(Opts::new(name, help), |options, (label, value)| options.const_label(*label, *value))
+    }
+
     fn enter<C: Collector + Clone + 'static>(&self, figure: prometheus::Result<C>) -> prometheus::Result<C> {
         let figure = figure?;
-        self.0.register(Box::new(figure.clone()))?;
+        self.registry.register(Box::new(figure.clone()))?;
         Ok(figure)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-        self.enter(IntCounter::new(name, help))
+        self.enter(IntCounter::with_opts(self.options(name, help)))
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        self.enter(IntCounterVec::new(Opts::new(name, help), labels))
+        self.enter(IntCounterVec::new(self.options(name, help), labels))
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        self.enter(IntGauge::new(name, help))
+        self.enter(IntGauge::with_opts(self.options(name, help)))
+    }
+
+    fn ratio(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.enter(Gauge::with_opts(self.options(name, help)))
+    }
+
+    fn ratios(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.enter(GaugeVec::new(self.options(name, help), labels))
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
-        self.enter(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+        let options = HistogramOpts { common_opts: self.options(name, help), buckets: buckets.to_vec() };
+        self.enter(Histogram::with_opts(options))
     }
 }
 
@@ -167,21 +179,18 @@ impl Metrics {
     /// # Errors
     /// When a name is entered twice or is no metric name: a defect.
     pub fn new(model_name: &str) -> prometheus::Result<Self> {
-        let labels = [("model_name", model_name), ("engine", "0")];
-        let labels = labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let served = Registry::new_custom(None, Some(labels))?;
-        let process = Registry::new();
-        process::register(&process)?;
-        let info = Opts::new("ernie:build_info", "Always 1; the label is the version of the worker.");
-        let info = Maker(&process).enter(GaugeVec::new(info, &["version"]))?;
-        info.with_label_values(&[crate::cli::VERSION]).set(1.0);
+        let registry = Registry::new();
+        let served = Maker { registry: &registry, labels: &[("model_name", model_name), ("engine", "0")] };
+        let plain = Maker { registry: &registry, labels: &[] };
+        process::register(&registry)?;
+        let help = "Always 1; the label is the version of the worker.";
+        plain.ratios("ernie:build_info", help, &["version"])?.with_label_values(&[crate::cli::VERSION]).set(1.0);
         Ok(Self {
-            engine: EngineFigures::new(&Maker(&served))?,
-            grpc: GrpcFigures::new(&Maker(&process))?,
-            life: LifeFigures::new(&Maker(&served))?,
+            engine: EngineFigures::new(&served)?,
+            grpc: GrpcFigures::new(&plain)?,
+            life: LifeFigures::new(&served)?,
             recording: AtomicBool::new(false),
-            served,
-            process,
+            registry,
         })
     }
 
@@ -202,9 +211,7 @@ impl Metrics {
     /// # Errors
     /// When a figure cannot be encoded: a defect.
     pub fn encode(&self) -> prometheus::Result<String> {
-        let mut families = self.served.gather();
-        families.extend(self.process.gather());
-        TextEncoder::new().encode_to_string(&families)
+        TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
     fn records(&self) -> bool {
@@ -217,15 +224,14 @@ impl EngineFigures {
         let figures = Self {
             running: make.gauge("vllm:num_requests_running", "Requests that hold key-value blocks.")?,
             waiting: make.gauge("vllm:num_requests_waiting", "Requests that wait to run.")?,
-            kv_usage: make.enter(Gauge::new("vllm:kv_cache_usage_perc", "Share of the key-value cache in use, 0 to 1."))?,
-            cache_info: make.enter(GaugeVec::new(
-                Opts::new("vllm:cache_config_info", "Always 1; the labels are the size of the key-value cache."),
+            kv_usage: make.ratio("vllm:kv_cache_usage_perc", "Share of the key-value cache in use, 0 to 1.")?,
+            cache_info: make.ratios(
+                "vllm:cache_config_info",
+                "Always 1; the labels are the size of the key-value cache.",
                 &["block_size", "num_gpu_blocks"],
-            ))?,
-            prefix_queries: make.counter(
-                "vllm:prefix_cache_queries_total",
-                "Prompt tokens looked up in the prefix cache.",
             )?,
+            prefix_queries: make
+                .counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.")?,
             prefix_hits: make.counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.")?,
             preemptions: make.counter("vllm:num_preemptions_total", "Preemptions of running requests.")?,
             prompt_tokens: make.counter(
@@ -255,7 +261,11 @@ impl EngineFigures {
             inference: make.histogram("vllm:request_inference_time_seconds", "First step to last token.", LIFE)?,
             prefill: make.histogram("vllm:request_prefill_time_seconds", "First step to first token.", LIFE)?,
             decode: make.histogram("vllm:request_decode_time_seconds", "First to last token.", LIFE)?,
-            request_prompt_tokens: make.histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS)?,
+            request_prompt_tokens: make.histogram(
+                "vllm:request_prompt_tokens",
+                "Prompt tokens of a request.",
+                TOKENS,
+            )?,
             request_generation_tokens: make.histogram(
                 "vllm:request_generation_tokens",
                 "Generated tokens of a request.",
@@ -281,7 +291,7 @@ impl EngineFigures {
             )?,
             steps: make.counter("ernie:steps_total", "Forward passes.")?,
             step_seconds: make.enter(CounterVec::new(
-                Opts::new("ernie:step_seconds_total", "Time of steps, by part: forward, overhead."),
+                make.options("ernie:step_seconds_total", "Time of steps, by part: forward, overhead."),
                 &["part"],
             ))?,
             step_tokens: make.counters(
@@ -320,10 +330,8 @@ impl GrpcFigures {
                 "Connections refused at accept, by reason: process or peer has as many as it may.",
                 &["reason"],
             )?,
-            aged: make.counter(
-                "ernie:grpc_connections_aged_total",
-                "Connections asked to go away because of their age.",
-            )?,
+            aged: make
+                .counter("ernie:grpc_connections_aged_total", "Connections asked to go away because of their age.")?,
             started: make.counters("grpc_server_started_total", "Calls begun.", &labels[..3])?,
             handled: make.counters("grpc_server_handled_total", "Calls ended, by status code.", &labels)?,
             panics: make.counter("ernie:panics_total", "Panics that ended a call with INTERNAL.")?,
@@ -337,10 +345,9 @@ impl GrpcFigures {
 
 impl LifeFigures {
     fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
-        let phase = Opts::new("ernie:startup_phase_seconds", "Time of each start-up phase.");
         let figures = Self {
-            startup_phase: make.enter(GaugeVec::new(phase, &["phase"]))?,
-            startup: make.enter(Gauge::new("ernie:startup_seconds", "Start of the process to readiness."))?,
+            startup_phase: make.ratios("ernie:startup_phase_seconds", "Time of each start-up phase.", &["phase"])?,
+            startup: make.ratio("ernie:startup_seconds", "Start of the process to readiness.")?,
             ready: make.gauge("ernie:ready", "1 while the worker is ready.")?,
             draining: make.gauge("ernie:draining", "1 from the stop signal on.")?,
             drained_streams: make.counters(
@@ -450,20 +457,34 @@ mod tests {
     fn figures_carry_the_labels_that_vllm_dashboards_select_by() {
         let page = Metrics::new("austen").expect("metrics").encode().expect("encodes");
         assert!(page.contains("vllm:num_requests_running{engine=\"0\",model_name=\"austen\"} 0"), "{page}");
-        assert!(page.contains("vllm:request_success_total{engine=\"0\",finished_reason=\"stop\",model_name=\"austen\"} 0"));
+        assert!(
+            page.contains("vllm:request_success_total{engine=\"0\",finished_reason=\"stop\",model_name=\"austen\"} 0")
+        );
     }
 
     #[test]
     fn buckets_contain_those_of_vllm() {
         let page = Metrics::new("m").expect("metrics").encode().expect("encodes");
         for (name, bounds) in [
-            ("vllm:time_to_first_token_seconds", "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560"),
-            ("vllm:inter_token_latency_seconds", "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80"),
-            ("vllm:e2e_request_latency_seconds", "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"),
+            (
+                "vllm:time_to_first_token_seconds",
+                "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560",
+            ),
+            (
+                "vllm:inter_token_latency_seconds",
+                "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80",
+            ),
+            (
+                "vllm:e2e_request_latency_seconds",
+                "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680",
+            ),
             ("vllm:iteration_tokens_total", "1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384"),
         ] {
             for bound in bounds.split(' ') {
-                assert!(page.contains(&format!("{name}_bucket{{engine=\"0\",model_name=\"m\",le=\"{bound}\"}}")), "{name} {bound}");
+                assert!(
+                    page.contains(&format!("{name}_bucket{{engine=\"0\",model_name=\"m\",le=\"{bound}\"}}")),
+                    "{name} {bound}"
+                );
             }
         }
     }
@@ -471,11 +492,15 @@ mod tests {
     #[test]
     fn the_trial_request_does_not_count() {
         let metrics = Metrics::new("m").expect("metrics");
-        let report = StepReport { prefill_tokens: 3, running: 1, blocks_used: 1, blocks_total: 4, ..StepReport::default() };
+        let report =
+            StepReport { prefill_tokens: 3, running: 1, blocks_used: 1, blocks_total: 4, ..StepReport::default() };
         metrics.step(&report);
         metrics.first_token(Duration::from_millis(1));
         let page = metrics.encode().expect("encodes");
-        assert_eq!((value(&page, "vllm:num_requests_running{"), value(&page, "vllm:kv_cache_usage_perc{")), (1.0, 0.25));
+        assert_eq!(
+            (value(&page, "vllm:num_requests_running{"), value(&page, "vllm:kv_cache_usage_perc{")),
+            (1.0, 0.25)
+        );
         assert_eq!((value(&page, "ernie:steps_total{"), value(&page, "vllm:generation_tokens_total{")), (0.0, 0.0));
         metrics.record();
         metrics.step(&report);

@@ -209,7 +209,10 @@ async fn engine_failure(engine: &EngineHandle) -> String {
     let mut health = engine.health();
     let ended = health.wait_for(|health| matches!(health, Health::Failed(_) | Health::Stopped)).await;
     match ended.as_deref() {
-        Ok(Health::Failed(sentence)) => format!("the engine has failed: {sentence}"),
+        Ok(Health::Failed(sentence)) => {
+            let panic = crate::termination::last_panic().map(|words| format!(" ({words})")).unwrap_or_default();
+            format!("the engine has failed: {sentence}{panic}")
+        }
         _ => "the engine has stopped by itself".to_owned(),
     }
 }

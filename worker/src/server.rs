@@ -137,9 +137,7 @@ impl Inference {
         let value = metadata.get(key).and_then(|value| value.to_str().ok());
         match value {
             Some(tenant) if (1..=MAX_TENANT_BYTES).contains(&tenant.len()) => Ok(Arc::from(tenant)),
-            Some(tenant) => {
-                Err(invalid(key, format!("has {} characters; send 1 to {MAX_TENANT_BYTES}", tenant.len())))
-            }
+            Some(tenant) => Err(invalid(key, format!("has {} characters; send 1 to {MAX_TENANT_BYTES}", tenant.len()))),
             None => Err(invalid(key, "is missing in the metadata; the front of this server must set it")),
         }
     }
@@ -227,16 +225,19 @@ fn draw() -> u64 {
 async fn off_the_async_threads<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_panic| {
-        Err(Status::internal("the server failed on this request; its log says more"))
-    })
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")))
 }
 
 /// Token ids of a text that came in `field`. A text that cannot fit the context is refused before it is tokenised.
 fn encode(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Status> {
     let (context, least) = (served.engine.limits().context, text.len() / served.tokenizer.longest_piece().max(1));
     if least > context {
-        return Err(invalid(field, format!("has at least {least} tokens; prompt and answer together may have {context}")));
+        return Err(invalid(
+            field,
+            format!("has at least {least} tokens; prompt and answer together may have {context}"),
+        ));
     }
     tokens_of(served, text, field)
 }
@@ -370,7 +371,8 @@ pub async fn services(
             let builder = tonic_reflection::server::Builder::configure();
             descriptors.iter().fold(builder, |builder, set| builder.register_encoded_file_descriptor_set(set))
         };
-        let broken = |error: tonic_reflection::server::Error| format!("the service descriptors cannot be read: {error}");
+        let broken =
+            |error: tonic_reflection::server::Error| format!("the service descriptors cannot be read: {error}");
         let (v1, v1alpha) = (describe().build_v1().map_err(broken)?, describe().build_v1alpha().map_err(broken)?);
         routes = routes.add_service(v1).add_service(v1alpha);
         descriptors.push(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET);
@@ -383,4 +385,3 @@ pub async fn services(
 pub fn arriving(max_num_seqs: usize, max_queued_requests: usize) -> usize {
     max_num_seqs + max_queued_requests + 64
 }
-

@@ -15,9 +15,8 @@ pub const FILTER: &str = "ERNIE_LOG";
 /// A sentence when [`FILTER`] cannot be read.
 pub fn start(format: LogFormat) -> Result<(), String> {
     let filter = match std::env::var(FILTER) {
-        Ok(text) if !text.trim().is_empty() => {
-            EnvFilter::try_new(&text).map_err(|error| format!("{FILTER} is {text:?}, which is no log filter: {error}"))?
-        }
+        Ok(text) if !text.trim().is_empty() => EnvFilter::try_new(&text)
+            .map_err(|error| format!("{FILTER} is {text:?}, which is no log filter: {error}"))?,
         _ => EnvFilter::new("info"),
     };
     let layer = fmt::layer().with_writer(std::io::stderr).with_target(false);

@@ -71,8 +71,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("log");
         std::fs::write(&path, "x".repeat(5000)).expect("written");
-        let first =
-            TerminationMessage { reason: Reason::CorruptModel, message: "first".into(), detail: serde_json::Value::Null };
+        let first = TerminationMessage {
+            reason: Reason::CorruptModel,
+            message: "first".into(),
+            detail: serde_json::Value::Null,
+        };
         write(Some(&path), &first);
         write(Some(&path), &TerminationMessage { message: "second".into(), ..first.clone() });
         assert_eq!(TerminationMessage::parse(&std::fs::read_to_string(&path).expect("read")), Some(first));

@@ -9,7 +9,7 @@ use super::{Worker, failure};
 use crate::{
     chat::ChatTemplate,
     cli::{ServeArgs, VERSION},
-    engine::{Engine, EngineConfig, EngineHandle, Observer},
+    engine::{Engine, EngineConfig, EngineHandle, Observer, StartError},
     executor::Executor,
     model::{self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor},
     plan::{MemoryLimit, MemoryPlan},
@@ -56,8 +56,8 @@ impl Worker {
         let begun = Instant::now();
         let config = engine_config(&self.args, &executor)?;
         let observer: Arc<dyn Observer> = self.metrics.clone();
-        let engine = Engine::start(executor, config, observer)
-            .map_err(|error| failure(Reason::Usage, error.to_string()))?;
+        let engine =
+            Engine::start(executor, config, observer).map_err(|error| failure(reason_of(&error), error.to_string()))?;
         self.note("engine", begun.elapsed());
         let served = Served {
             name: self.name.clone(),
@@ -144,8 +144,7 @@ fn sampling_defaults(generation: &GenerationDefaults) -> SamplingParams {
 fn read_text(checkpoint: &Checkpoint) -> Result<Text, TerminationMessage> {
     let tokenizer = Tokenizer::load(&checkpoint.path, checkpoint.config.vocab_size)
         .map_err(|error| failure(error.reason(), error.to_string()))?;
-    let template =
-        ChatTemplate::load(&checkpoint.path).map_err(|error| failure(error.reason(), error.to_string()))?;
+    let template = ChatTemplate::load(&checkpoint.path).map_err(|error| failure(error.reason(), error.to_string()))?;
     if template.is_none() {
         tracing::warn!("the model folder has no chat template: Chat is refused, Complete works");
     }
@@ -166,6 +165,14 @@ fn engine_config(args: &ServeArgs, executor: &ModelExecutor) -> Result<EngineCon
         model_digest: *blake3::hash(executor.identity().as_bytes()).as_bytes(),
         ..EngineConfig::default()
     })
+}
+
+fn reason_of(error: &StartError) -> Reason {
+    match error {
+        StartError::Config(_) => Reason::Usage,
+        StartError::NoRoom { .. } => Reason::InsufficientMemory,
+        StartError::Thread(_) => Reason::Internal,
+    }
 }
 
 /// Runs blocking work; a panic in it becomes the message of a process that failed.

@@ -27,11 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// The message of a worker that cannot serve.
-pub(super) async fn ask(
-    address: SocketAddr,
-    secret: &str,
-    engine: &EngineHandle,
-) -> Result<(), TerminationMessage> {
+pub(super) async fn ask(address: SocketAddr, secret: &str, engine: &EngineHandle) -> Result<(), TerminationMessage> {
     let answer = async {
         let mut health = engine.health();
         // The handle keeps the sender's other end alive; a closed channel shows as a failed request below.
@@ -46,7 +42,8 @@ pub(super) async fn ask(
 }
 
 async fn token(address: SocketAddr, secret: &str) -> Result<(), String> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", reachable(address))).map_err(|error| error.to_string())?;
+    let endpoint =
+        Endpoint::from_shared(format!("http://{}", reachable(address))).map_err(|error| error.to_string())?;
     let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
     let mut request = Request::new(CompleteRequest {
         prompt: Some(Prompt::Tokens(TokenIds { ids: vec![1] })),

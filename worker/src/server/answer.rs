@@ -64,9 +64,8 @@ impl Answer {
         let result = Arc::clone(&end);
         streams.spawn(async move {
             let outcome = AssertUnwindSafe(self.run(&sender)).catch_unwind().await;
-            let outcome = outcome.unwrap_or_else(|_panic| {
-                Err(Status::internal("the server failed on this request; its log says more"))
-            });
+            let outcome = outcome
+                .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")));
             // Set once, here; and before the sender is dropped, so that the body finds it.
             let _ = result.set(outcome);
             drop(sender);

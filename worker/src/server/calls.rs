@@ -154,7 +154,10 @@ fn in_our_words(response: Response<Body>) -> Response<Body> {
         ),
         Code::Internal if found.message().starts_with(DECODE_FAILED) => {
             let what = found.message().strip_prefix(DECODE_FAILED).unwrap_or_default().trim_start_matches([':', ' ']);
-            status::never_retry(Code::InvalidArgument, format!("the request is not the message that was expected: {what}"))
+            status::never_retry(
+                Code::InvalidArgument,
+                format!("the request is not the message that was expected: {what}"),
+            )
         }
         Code::Unimplemented if found.message().is_empty() => {
             Status::unimplemented("there is no such method here; server reflection lists what there is")
@@ -262,5 +265,72 @@ fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "Unavailable",
         Code::DataLoss => "DataLoss",
         Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, routing::post};
+    use http_body_util::{BodyExt, Empty, Full};
+
+    use super::*;
+
+    const PATH: &str = "/ernie.v1.Inference/Chat";
+
+    fn calls(router: Router, arriving: usize) -> (Calls, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new("m").expect("metrics"));
+        let descriptors: [&[u8]; 1] = [ernie_proto::FILE_DESCRIPTOR_SET];
+        (Calls::new(Routes::from(router), &descriptors, arriving, Arc::clone(&metrics)), metrics)
+    }
+
+    async fn status(calls: &Calls, path: &str) -> Status {
+        let request = Request::post(path).body(Empty::<Bytes>::new()).expect("a request");
+        let response = calls.clone().call(request, LiveCall::default()).await.expect("infallible");
+        Status::from_header_map(response.headers()).expect("a status")
+    }
+
+    fn handled(metrics: &Metrics, code: &str) -> u64 {
+        let labels = ["server_stream", "ernie.v1.Inference", "Chat", code];
+        metrics.grpc.handled.with_label_values(&labels).get()
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_internal_and_is_counted() {
+        async fn panics() -> &'static str {
+            panic!("a defect")
+        }
+        let (calls, metrics) = calls(Router::new().route(PATH, post(panics)), 8);
+        let found = status(&calls, PATH).await;
+        assert_eq!(found.code(), Code::Internal);
+        assert!(!found.message().contains("defect"), "{found}");
+        assert_eq!((metrics.grpc.panics.get(), handled(&metrics, "Internal")), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn calls_beyond_those_that_may_arrive_are_refused_with_a_hint() {
+        let (calls, _) = calls(Router::new(), 0);
+        let found = status(&calls, PATH).await;
+        assert_eq!(found.code(), Code::ResourceExhausted);
+        assert!(found.metadata().contains_key(status::PUSHBACK));
+        let other = status(&calls, "/grpc.health.v1.Health/Check").await;
+        assert_ne!(other.code(), Code::ResourceExhausted, "only inference is bounded");
+    }
+
+    #[tokio::test]
+    async fn the_status_in_the_trailers_is_counted_and_a_dropped_body_is_a_cancel() {
+        async fn answers() -> Response<axum::body::Body> {
+            let trailers =
+                HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), "4".parse().expect("a value"))]);
+            let body = Full::new(Bytes::from_static(b"x")).with_trailers(async { Some(Ok(trailers)) });
+            Response::new(axum::body::Body::new(body))
+        }
+        let (calls, metrics) = calls(Router::new().route(PATH, post(answers)), 8);
+        let call = async || {
+            let request = Request::post(PATH).body(Empty::<Bytes>::new()).expect("a request");
+            calls.clone().call(request, LiveCall::default()).await.expect("infallible")
+        };
+        call().await.into_body().collect().await.expect("a body");
+        drop(call().await);
+        assert_eq!((handled(&metrics, "DeadlineExceeded"), handled(&metrics, "Canceled")), (1, 1));
     }
 }

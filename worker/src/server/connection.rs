@@ -87,10 +87,10 @@ pub struct Closing {
 }
 
 /// An inference that runs on a connection. Clones count as one; the last one to go ends it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LiveCall(#[expect(dead_code, reason = "counts by being dropped")] Arc<Live>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Live(Arc<Activity>);
 
 impl LiveCall {
@@ -103,7 +103,8 @@ impl LiveCall {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::AcqRel);
+        // One that was not made by `new` belongs to no connection.
+        let _ = self.0.calls.fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| calls.checked_sub(1));
     }
 }
 

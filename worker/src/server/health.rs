@@ -17,24 +17,22 @@ const MAX_REQUEST_BYTES: usize = 4 << 10;
 pub(super) async fn service(lifecycle: &Lifecycle) -> HealthServer<impl Health> {
     let reporter = HealthReporter::new();
     let service = HealthService::from_health_reporter(reporter.clone());
-    for name in NAMES {
-        reporter.set_service_status(name, ServingStatus::NotServing).await;
-    }
+    announce(&reporter, ServingStatus::NotServing).await;
     let mut stages = lifecycle.watch();
     tokio::spawn(async move {
-        loop {
-            let stage = *stages.borrow_and_update();
-            let status = match stage {
-                Stage::Serving => ServingStatus::Serving,
-                _ => ServingStatus::NotServing,
-            };
-            for name in NAMES {
-                reporter.set_service_status(name, status).await;
-            }
-            if stage == Stage::Draining || stages.changed().await.is_err() {
-                return;
-            }
+        // Watchers are told of changes only.
+        if stages.wait_for(|stage| *stage >= Stage::Serving).await.is_ok_and(|stage| *stage == Stage::Serving) {
+            announce(&reporter, ServingStatus::Serving).await;
+            // Fails only when the process ends.
+            let _ = stages.wait_for(|stage| *stage > Stage::Serving).await;
+            announce(&reporter, ServingStatus::NotServing).await;
         }
     });
     HealthServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES)
+}
+
+async fn announce(reporter: &HealthReporter, status: ServingStatus) {
+    for name in NAMES {
+        reporter.set_service_status(name, status).await;
+    }
 }

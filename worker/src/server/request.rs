@@ -51,7 +51,11 @@ pub fn turns(messages: Vec<v1::Message>, field: &str, roles: &[Role]) -> Result<
     if messages.len() > MAX_MESSAGES {
         return Err(invalid(field, format!("has {} messages; send at most {MAX_MESSAGES}", messages.len())));
     }
-    messages.into_iter().enumerate().map(|(index, message)| turn(message, &format!("{field}[{index}]"), roles)).collect()
+    messages
+        .into_iter()
+        .enumerate()
+        .map(|(index, message)| turn(message, &format!("{field}[{index}]"), roles))
+        .collect()
 }
 
 fn turn(message: v1::Message, field: &str, roles: &[Role]) -> Result<Turn, Status> {
@@ -71,11 +75,8 @@ fn turn(message: v1::Message, field: &str, roles: &[Role]) -> Result<Turn, Statu
     };
     if !roles.contains(&role) {
         let known: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
-        let sentence = format!(
-            "is {}, which this model's chat template does not show; use {}",
-            role.as_str(),
-            known.join(", ")
-        );
+        let sentence =
+            format!("is {}, which this model's chat template does not show; use {}", role.as_str(), known.join(", "));
         return Err(invalid(&role_field(), sentence));
     }
     if message.content.is_empty() {

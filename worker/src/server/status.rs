@@ -59,9 +59,11 @@ pub fn not_serving(stage: Stage) -> Status {
             retry(Code::Unavailable, format!("the worker is starting: it is {what}; retry"), LOADING_RETRY)
         }
         Stage::WarmingUp => retry(Code::Unavailable, "the worker is starting: it is warming up; retry", LOADING_RETRY),
-        Stage::Serving | Stage::LameDuck | Stage::Draining => {
-            retry(Code::Unavailable, "the worker is shutting down; retry, which reaches another replica", ELSEWHERE_RETRY)
-        }
+        Stage::Serving | Stage::LameDuck | Stage::Draining => retry(
+            Code::Unavailable,
+            "the worker is shutting down; retry, which reaches another replica",
+            ELSEWHERE_RETRY,
+        ),
     }
 }
 

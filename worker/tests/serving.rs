@@ -1,0 +1,18 @@
+//! The worker as its clients see it: a real model behind real ports, in this process or in one of its own.
+
+#[path = "serving/bad_input.rs"]
+mod bad_input;
+#[path = "serving/cancel.rs"]
+mod cancel;
+#[path = "serving/drain.rs"]
+mod drain;
+#[path = "serving/limits.rs"]
+mod limits;
+#[path = "serving/observe.rs"]
+mod observe;
+#[path = "serving/process.rs"]
+mod process;
+#[path = "serving/running.rs"]
+mod running;
+#[path = "serving/streaming.rs"]
+mod streaming;
