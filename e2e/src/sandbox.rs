@@ -140,6 +140,13 @@ pub(crate) fn wait_for_port(paths: &ClusterPaths, what: &str, address: SocketAdd
 
 /// Makes the cgroup below which the cluster's pods live, in every hierarchy.
 pub(crate) fn make_cgroups(name: &str) -> Result<()> {
+    // Version 2: the kubelet asks that its group has every controller that there is. Systemd has enabled most.
+    if let Ok(controllers) = fs::read_to_string(Path::new(CGROUPS).join("cgroup.controllers")) {
+        for controller in controllers.split_whitespace() {
+            let enable = fs::write(Path::new(CGROUPS).join("cgroup.subtree_control"), format!("+{controller}"));
+            enable.with_context(|| format!("enabling the cgroup controller {controller}"))?;
+        }
+    }
     for hierarchy in hierarchies() {
         let group = hierarchy.join(name);
         if group.exists() {
