@@ -19,6 +19,7 @@ pub mod blocks;
 mod client;
 pub mod config;
 pub mod cost;
+mod figures;
 pub mod handle;
 pub mod load;
 pub mod observer;
@@ -27,6 +28,7 @@ pub mod request;
 pub mod scheduler;
 mod sequence;
 mod start;
+mod step;
 #[cfg(test)]
 mod tests;
 mod turn;

@@ -15,13 +15,14 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use crate::executor::{BLOCK_TOKENS, LogitRows, SequenceStep, StepPlan};
+use crate::executor::BLOCK_TOKENS;
 
 use super::blocks::Blocks;
-use super::cost::{Shape, StepCost};
+use super::cost::StepCost;
 use super::queue::{DECODE_WEIGHT, PREFILL_WEIGHT, Queue};
 use super::sequence::{Chain, Positions, Residence, Sequence, Stage};
 pub use super::sequence::{Rank, SequenceId};
+pub use super::step::{Part, Started, Step};
 
 /// Limits of a step.
 #[derive(Clone, Copy, Debug)]
@@ -59,46 +60,6 @@ pub struct NewSequence {
     pub rank_micros: i64,
     /// Whose it is.
     pub tenant: Arc<str>,
-}
-
-/// A planned step, and what planning it changed. Its memory is used again from step to step.
-#[derive(Debug, Default)]
-pub struct Step {
-    /// For the executor.
-    pub plan: StepPlan,
-    /// One for each sequence of the plan, in order.
-    pub parts: Vec<Part>,
-    /// Sequences that left the queue.
-    pub started: Vec<Started>,
-    /// Sequences that went back to it.
-    pub preempted: Vec<SequenceId>,
-    /// Its size.
-    pub shape: Shape,
-    /// Rows of sequences that decode; the others read prompts.
-    pub decode_rows: usize,
-    spare: Vec<SequenceStep>,
-}
-
-/// The part of one sequence in a step.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Part {
-    /// Which sequence.
-    pub id: SequenceId,
-    /// Rows it runs.
-    pub rows: usize,
-    /// Whether its next token is to be sampled from the last row.
-    pub samples: bool,
-}
-
-/// A sequence that left the queue.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Started {
-    /// Which sequence.
-    pub id: SequenceId,
-    /// Tokens found in the prefix cache.
-    pub cached: usize,
-    /// Whether it runs for the first time, not after a preemption.
-    pub first: bool,
 }
 
 /// Rows of a prompt that a step reads at least, whatever it costs, so that prompts make progress.
@@ -432,53 +393,6 @@ impl Scheduler {
         let rows = missing.min(share);
         // A piece ends at the end of a block where it can: whole tiles are cheapest.
         if rows < missing && rows >= BLOCK_TOKENS { rows - (start + rows) % BLOCK_TOKENS } else { rows }
-    }
-}
-
-impl Step {
-    /// Whether nothing runs.
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// Rows of sequences that read prompts.
-    pub fn prompt_rows(&self) -> usize {
-        self.shape.tokens - self.decode_rows
-    }
-
-    fn clear(&mut self) {
-        self.spare.append(&mut self.plan.sequences);
-        self.parts.clear();
-        self.started.clear();
-        self.preempted.clear();
-        self.shape = Shape::default();
-        self.decode_rows = 0;
-    }
-
-    fn push(&mut self, id: SequenceId, sequence: &Sequence, rows: usize) {
-        let start = sequence.computed();
-        let end = start + rows;
-        let samples = end == sequence.tokens.len();
-        let mut part = self.spare.pop().unwrap_or_else(|| SequenceStep {
-            tokens: Vec::new(),
-            start: 0,
-            position_ids: None,
-            blocks: Vec::new(),
-            adapter: None,
-            logits: LogitRows::None,
-        });
-        part.tokens.clear();
-        part.tokens.extend_from_slice(&sequence.tokens[start..end]);
-        part.blocks.clear();
-        part.blocks.extend_from_slice(&sequence.blocks()[..end.div_ceil(BLOCK_TOKENS)]);
-        // Bounded by the context, which fits.
-        part.start = start as u32;
-        part.position_ids = sequence.positions.as_ref().map(|positions| positions.range(start, rows));
-        part.adapter = sequence.adapter;
-        part.logits = if samples { LogitRows::Last } else { LogitRows::None };
-        self.plan.sequences.push(part);
-        self.parts.push(Part { id, rows, samples });
-        self.shape = self.shape.plus(Shape::of_rows(start, rows, samples));
     }
 }
 

@@ -10,10 +10,11 @@ use crate::executor::{BLOCK_TOKENS, Executor};
 
 use super::admission::Admission;
 use super::config::{EngineConfig, InvalidConfig};
+use super::figures::Figures;
 use super::handle::{Bell, EngineHandle, Health, Limits, Shared};
 use super::load::Load;
 use super::observer::Observer;
-use super::turn::{Engagement, Turns};
+use super::turn::{Outside, Turns};
 
 /// Starts engines.
 #[derive(Clone, Copy, Debug)]
@@ -81,8 +82,8 @@ impl Engine {
             bell: Bell::new(sender, Arc::clone(&rung)),
         };
         let health_sender = Arc::new(health_sender);
-        let engagement = Engagement { commands, rung, load, health: Arc::clone(&health_sender), observer };
-        let turns = Turns::new(Box::new(executor), config, engagement);
+        let outside = Outside { commands, rung, health: Arc::clone(&health_sender) };
+        let turns = Turns::new(Box::new(executor), config, Figures::new(observer, load), outside);
         std::thread::Builder::new().name("ernie-engine".to_owned()).spawn(move || {
             // A panic in here is a defect of the engine. Dropping its state ends every stream with a failure.
             if catch_unwind(AssertUnwindSafe(|| turns.run())).is_err() {

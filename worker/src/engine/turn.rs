@@ -1,10 +1,10 @@
 //! The engine thread's loop: listen, retire, plan, forward, sample, deliver.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
@@ -12,40 +12,34 @@ use crate::executor::{Executor, StepOutput};
 use crate::sampling::Scratch;
 
 use super::blocks::Blocks;
-use super::client::{Client, Delivery, End, Fate, Latency};
+use super::client::{Client, Delivery, End, Fate};
 use super::config::EngineConfig;
 use super::cost::CostModel;
+use super::figures::Figures;
 use super::handle::{Command, Drained, Health};
-use super::load::{Load, StartRate};
-use super::observer::{Observer, Outcome, StepReport};
+use super::observer::Outcome;
 use super::request::{Failure, FailureKind};
 use super::scheduler::{Bounds, Pace, Scheduler, SequenceId, Step};
 use super::warm_up;
 
 /// What connects the engine thread to the outside.
-pub(super) struct Engagement {
+pub(super) struct Outside {
     pub(super) commands: Receiver<Command>,
     /// Set while a [`Command::Wake`] is on its way.
     pub(super) rung: Arc<AtomicBool>,
-    pub(super) load: Arc<Mutex<Load>>,
     pub(super) health: Arc<watch::Sender<Health>>,
-    pub(super) observer: Arc<dyn Observer>,
 }
 
 /// Everything the engine thread owns.
 pub(super) struct Turns {
     executor: Box<dyn Executor>,
     config: EngineConfig,
-    outside: Engagement,
+    outside: Outside,
     scheduler: Scheduler,
     /// The requests, at the index of their sequence.
     clients: Vec<Option<Client>>,
     cost: CostModel,
-    starts: StartRate,
-    /// Prompt tokens looked up and found, with fading weights.
-    prefix: (f64, f64),
-    /// Gathers what happens until the next report.
-    report: StepReport,
+    figures: Figures,
     draining: Option<Draining>,
     /// Origin of the engine's clock.
     epoch: Instant,
@@ -68,7 +62,7 @@ enum Fault {
 }
 
 impl Turns {
-    pub(super) fn new(executor: Box<dyn Executor>, config: EngineConfig, outside: Engagement) -> Self {
+    pub(super) fn new(executor: Box<dyn Executor>, config: EngineConfig, figures: Figures, outside: Outside) -> Self {
         let bounds = Bounds {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
@@ -78,15 +72,13 @@ impl Turns {
         Self {
             executor,
             config,
+            epoch: figures.epoch(),
+            figures,
             outside,
             scheduler: Scheduler::new(bounds, pool),
             clients: Vec::new(),
             cost: CostModel::default(),
-            starts: StartRate::default(),
-            prefix: (0.0, 0.0),
-            report: StepReport::default(),
             draining: None,
-            epoch: Instant::now(),
             step: Step::default(),
             scratch: Scratch::default(),
         }
@@ -96,7 +88,7 @@ impl Turns {
     pub(super) fn run(mut self) {
         let mut outcome = self.warm_up();
         if outcome.is_ok() {
-            self.publish(None);
+            self.figures.publish(&self.scheduler, self.cost.cost(), None);
             self.outside.health.send_replace(Health::Ready);
         }
         while outcome.is_ok() {
@@ -124,7 +116,7 @@ impl Turns {
                 Ok(())
             };
         }
-        self.publish(Some(begun));
+        self.figures.publish(&self.scheduler, self.cost.cost(), Some(begun));
         let output = forward(&mut *self.executor, &step);
         let forward = begun.elapsed();
         match output {
@@ -136,8 +128,7 @@ impl Turns {
             Err(Fault::Step(details)) => self.fail_step(&step, &details),
             Err(Fault::Panic(details)) => return Err(details),
         }
-        self.report(&step, begun, forward);
-        self.publish(None);
+        self.figures.stepped(&step, begun, forward, &self.scheduler, self.cost.cost());
         self.step = step;
         Ok(())
     }
@@ -157,10 +148,7 @@ impl Turns {
             };
             let token = chosen.id;
             let (delivery, latency) = client.deliver(chosen, Instant::now());
-            match latency {
-                Latency::First(latency) => self.outside.observer.first_token(latency),
-                Latency::Between(latency) => self.outside.observer.token(latency),
-            }
+            self.figures.token(latency);
             match delivery {
                 Delivery::GoesOn => self.scheduler.append(part.id, token),
                 Delivery::ReaderBehind => {
@@ -181,7 +169,7 @@ impl Turns {
                     self.outside.commands.recv_timeout(patience)
                 }
                 None => {
-                    self.report_idle();
+                    self.figures.idle(&self.scheduler, self.cost.cost());
                     self.outside.commands.recv().map_err(|_gone| RecvTimeoutError::Disconnected)
                 }
             };
@@ -272,7 +260,7 @@ impl Turns {
             self.obey(command);
         }
         self.fail_all(kind, message);
-        self.report_idle();
+        self.figures.idle(&self.scheduler, self.cost.cost());
         for Draining { done, drained, .. } in drained.into_iter().chain(self.draining.take()) {
             for done in done {
                 // Whoever no longer listens does not care.
@@ -289,7 +277,7 @@ impl Turns {
             if let Some(draining) = self.draining.as_mut().filter(|_| report.outcome != Outcome::Cancelled) {
                 draining.drained.completed += 1;
             }
-            self.outside.observer.ended(report);
+            self.figures.ended(report);
         });
     }
 
@@ -314,70 +302,21 @@ impl Turns {
         clients.chain(self.draining.as_ref().map(|draining| draining.deadline)).min()
     }
 
-    /// Tells requests and figures what a plan did to them.
+    /// Tells requests what a plan did to them.
     fn note_plan(&mut self, step: &Step, now: Instant) {
-        /// Weight that earlier prompts keep with each later one.
-        const FADING: f64 = 0.98;
-        let mut first_starts = 0;
-        for started in &step.started {
+        let mut starts = 0;
+        for started in step.started.iter().filter(|started| started.first) {
             let Some(client) = self.clients.get_mut(started.id.0).and_then(Option::as_mut) else { continue };
-            if !started.first {
-                continue;
-            }
-            first_starts += 1;
             client.start(started.cached, now);
-            self.report.prefix_queries += client.prompt_tokens();
-            self.report.prefix_hits += started.cached;
-            let (queried, found) = self.prefix;
-            self.prefix = (queried * FADING + client.prompt_tokens() as f64, found * FADING + started.cached as f64);
+            self.figures.started(client.prompt_tokens(), started.cached);
+            starts += 1;
         }
         for id in &step.preempted {
             if let Some(client) = self.clients.get_mut(id.0).and_then(Option::as_mut) {
                 client.note_preemption();
             }
         }
-        self.report.preemptions += step.preempted.len();
-        let seconds = now.saturating_duration_since(self.epoch).as_secs_f64();
-        self.starts.observe(seconds, first_starts, self.scheduler.waiting());
-    }
-
-    fn report(&mut self, step: &Step, begun: Instant, forward: Duration) {
-        self.report.forward = forward;
-        self.report.overhead = begun.elapsed().saturating_sub(forward);
-        self.report.prefill_tokens = step.prompt_rows();
-        self.report.decode_tokens = step.decode_rows;
-        self.send_report();
-    }
-
-    fn report_idle(&mut self) {
-        self.send_report();
-        self.publish(None);
-    }
-
-    fn send_report(&mut self) {
-        let pool = self.scheduler.pool();
-        let report = StepReport {
-            running: self.scheduler.running(),
-            waiting: self.scheduler.waiting(),
-            blocks_used: pool.total() - pool.free(),
-            blocks_total: pool.total(),
-            cost: self.cost.cost(),
-            ..std::mem::take(&mut self.report)
-        };
-        self.outside.observer.step(&report);
-    }
-
-    /// Lets callers see the load. `forward_since`: a forward pass begins.
-    fn publish(&self, forward_since: Option<Instant>) {
-        let (queried, found) = self.prefix;
-        *self.outside.load.lock().unwrap_or_else(PoisonError::into_inner) = Load {
-            running: self.scheduler.running(),
-            waiting: self.scheduler.waiting(),
-            start_interval: self.starts.interval(),
-            cost: self.cost.cost(),
-            prefix_hit_rate: if queried > 0.0 { found / queried } else { 0.0 },
-            forward_since,
-        };
+        self.figures.planned(now, starts, step.preempted.len(), &self.scheduler);
     }
 
     /// Measures the executor. An error ends the engine before it served.

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::*;
+use crate::executor::{LogitRows, SequenceStep};
 
 const UNLIMITED: Pace =
     Pace { cost: StepCost { base: 1e-9, per_token: 0.0, per_sequence: 0.0, per_context: 0.0 }, target: 1.0 };
