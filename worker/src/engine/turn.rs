@@ -163,15 +163,13 @@ impl Turns {
     /// Takes commands, and waits for one when there is nothing to run. `false`: no command will ever come.
     fn listen(&mut self) -> bool {
         if !self.scheduler.has_work() {
+            self.figures.idle(&self.scheduler, self.cost.cost());
             let command = match self.alarm() {
                 Some(alarm) => {
                     let patience = alarm.saturating_duration_since(Instant::now());
                     self.outside.commands.recv_timeout(patience)
                 }
-                None => {
-                    self.figures.idle(&self.scheduler, self.cost.cost());
-                    self.outside.commands.recv().map_err(|_gone| RecvTimeoutError::Disconnected)
-                }
+                None => self.outside.commands.recv().map_err(|_gone| RecvTimeoutError::Disconnected),
             };
             match command {
                 Ok(command) => self.obey(command),
@@ -254,18 +252,22 @@ impl Turns {
         } else {
             (FailureKind::Draining, "the server is shutting down; use another replica")
         };
-        let drained = self.draining.take();
-        // Whoever was submitted at the last moment.
+        let (mut waiting, drained) = match self.draining.take() {
+            Some(Draining { done, drained, .. }) => (done, drained),
+            None => (Vec::new(), Drained::default()),
+        };
+        // Whoever came at the last moment.
         while let Ok(command) = self.outside.commands.try_recv() {
-            self.obey(command);
+            match command {
+                Command::Drain { done, .. } => waiting.push(done),
+                other => self.obey(other),
+            }
         }
         self.fail_all(kind, message);
         self.figures.idle(&self.scheduler, self.cost.cost());
-        for Draining { done, drained, .. } in drained.into_iter().chain(self.draining.take()) {
-            for done in done {
-                // Whoever no longer listens does not care.
-                let _ = done.send(drained);
-            }
+        for done in waiting {
+            // Whoever no longer listens does not care.
+            let _ = done.send(drained);
         }
     }
 

@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::executor::{LogitRows, SequenceStep};
 
@@ -361,114 +363,193 @@ impl Life {
     }
 }
 
-/// Steps of a small engine with everything that can happen to it, in random order. `STEPS` in the environment makes it
-/// longer.
-#[test]
-fn random_steps_lose_no_block_share_none_wrongly_starve_nobody_and_keep_the_order() {
-    let steps: u64 = std::env::var("SCHEDULER_STEPS").ok().map_or(200_000, |steps| steps.parse().unwrap());
-    const SEQUENCES: usize = 16;
-    const BLOCKS: usize = 128;
-    let mut random = Random(2);
-    let mut scheduler = scheduler(bounds(12, 256), BLOCKS);
-    let mut cache = Cache { places: vec![[0; BLOCK_TOKENS]; BLOCKS] };
-    let mut lives: BTreeMap<SequenceId, Life> = BTreeMap::new();
-    let mut step = Step::default();
-    let (mut preemptions, mut hits, mut finished, mut longest_wait) = (0, 0, 0, 0);
-    for now in 0..steps {
-        while lives.len() < SEQUENCES && random.below(4) == 0 {
-            // Few distinct beginnings, so that many prompts share blocks.
-            let beginning = random.below(6) as u32 * 10_000;
-            let prompt_len = 1 + random.below(300);
-            let len = (prompt_len + 1 + random.below(400)).min(BLOCKS * BLOCK_TOKENS);
-            let common = random.below(prompt_len + 1);
-            let mut tokens: Vec<u32> = (beginning..).take(common).collect();
-            tokens.extend((common..prompt_len).map(|_| 1_000_000 + random.below(1000) as u32));
-            let tenant = random.below(3);
-            let rank = (now * 1000) as i64 + random.below(3) as i64 * 2_000_000;
-            let id = scheduler.add(NewSequence {
-                tokens: tokens.clone(),
-                position_ids: None,
-                adapter: None,
-                scope: vec![vec![tenant as u8]],
-                rank_micros: rank,
-                tenant: tenant.to_string().into(),
-            });
-            let (paused, started) = (false, false);
-            let mut life = Life { tokens: vec![], digests: vec![], len, tenant, rank, ready: now, paused, started };
-            tokens.into_iter().for_each(|token| life.push(token));
-            lives.insert(id, life);
+/// A small engine in which everything happens that can, in random order.
+struct World {
+    random: Random,
+    bounds: Bounds,
+    scheduler: Scheduler,
+    cache: Cache,
+    lives: BTreeMap<SequenceId, Life>,
+    step: Step,
+    now: u64,
+    summary: Summary,
+}
+
+/// What happened in a world.
+#[derive(Debug, Default)]
+struct Summary {
+    preemptions: usize,
+    hits: usize,
+    finished: usize,
+    longest_wait: u64,
+}
+
+impl World {
+    fn new(bounds: Bounds, blocks: usize, seed: u64) -> Self {
+        Self {
+            random: Random(seed),
+            bounds,
+            scheduler: scheduler(bounds, blocks),
+            cache: Cache { places: vec![[0; BLOCK_TOKENS]; blocks] },
+            lives: BTreeMap::new(),
+            step: Step::default(),
+            now: 0,
+            summary: Summary::default(),
         }
-        if random.below(20) == 0 {
-            let ids: Vec<_> = lives.keys().copied().collect();
-            if let Some(&id) = ids.get(random.below(SEQUENCES)) {
-                let life = lives.get_mut(&id).unwrap();
-                match random.below(3) {
-                    0 if life.paused => scheduler.resume(id),
-                    1 if !life.paused => scheduler.pause(id),
-                    _ => {
-                        scheduler.remove(id);
-                        lives.remove(&id);
-                        continue;
-                    }
-                }
-                life.paused = !life.paused;
-                life.ready = now;
+    }
+
+    fn turn(&mut self, most: usize) {
+        while self.lives.len() < most && self.random.below(4) == 0 {
+            self.arrive();
+        }
+        if self.random.below(20) == 0 {
+            self.interfere();
+        }
+        self.plan();
+        self.compute();
+        self.now += 1;
+    }
+
+    fn arrive(&mut self) {
+        let random = &mut self.random;
+        let room = self.cache.places.len() * BLOCK_TOKENS;
+        // Few distinct beginnings, so that many prompts share blocks.
+        let beginning = random.below(6) as u32 * 10_000;
+        let prompt_len = 1 + random.below(300.min(room - 1));
+        let len = (prompt_len + 1 + random.below(400)).min(room);
+        let common = random.below(prompt_len + 1);
+        let mut tokens: Vec<u32> = (beginning..).take(common).collect();
+        tokens.extend((common..prompt_len).map(|_| 1_000_000 + random.below(1000) as u32));
+        let tenant = random.below(3);
+        let rank = (self.now * 1000) as i64 + random.below(3) as i64 * 2_000_000;
+        let id = self.scheduler.add(NewSequence {
+            tokens: tokens.clone(),
+            position_ids: None,
+            adapter: None,
+            scope: vec![vec![tenant as u8]],
+            rank_micros: rank,
+            tenant: tenant.to_string().into(),
+        });
+        let (ready, paused, started) = (self.now, false, false);
+        let mut life = Life { tokens: vec![], digests: vec![], len, tenant, rank, ready, paused, started };
+        tokens.into_iter().for_each(|token| life.push(token));
+        self.lives.insert(id, life);
+    }
+
+    /// Somebody leaves, pauses or goes on.
+    fn interfere(&mut self) {
+        let ids: Vec<_> = self.lives.keys().copied().collect();
+        let Some(&id) = ids.get(self.random.below(16)) else { return };
+        let life = self.lives.get_mut(&id).unwrap();
+        match self.random.below(3) {
+            0 if life.paused => self.scheduler.resume(id),
+            1 if !life.paused => self.scheduler.pause(id),
+            _ => {
+                self.scheduler.remove(id);
+                self.lives.remove(&id);
+                return;
             }
         }
-        let pace = if random.below(2) == 0 {
-            UNLIMITED
-        } else {
-            Pace { cost: StepCost { base: 1.0, per_token: 0.01, per_sequence: 0.01, per_context: 1e-5 }, target: 2.0 }
-        };
-        scheduler.plan(&pace, &mut step);
+        life.paused = !life.paused;
+        life.ready = self.now;
+    }
 
-        assert!(step.shape.tokens <= 256 && step.parts.len() <= 12 && scheduler.running() <= 12);
+    fn plan(&mut self) {
+        let slow = StepCost { base: 1.0, per_token: 0.01, per_sequence: 0.01, per_context: 1e-5 };
+        let pace = [UNLIMITED, Pace { cost: slow, target: 2.0 }][self.random.below(2)];
+        self.scheduler.plan(&pace, &mut self.step);
+        let Self { step, bounds, scheduler, lives, .. } = self;
+        assert!(step.shape.tokens <= bounds.max_num_batched_tokens);
+        assert!(step.parts.len() <= bounds.max_num_seqs && scheduler.running() <= bounds.max_num_seqs);
         assert!(!step.is_empty() || lives.values().all(|life| life.paused), "there was work, and nothing ran");
-        preemptions += step.preempted.len();
+        self.summary.preemptions += step.preempted.len();
         for started in &step.started {
-            hits += started.cached / BLOCK_TOKENS;
+            self.summary.hits += started.cached / BLOCK_TOKENS;
             let life = &lives[&started.id];
             let overtaken =
                 |other: &Life| other.tenant == life.tenant && other.rank < life.rank && !other.paused && !other.started;
             assert!(!lives.values().any(overtaken), "an earlier request of the same tenant still waits");
-            longest_wait = longest_wait.max(if started.first { now - life.ready } else { 0 });
+            if started.first {
+                self.summary.longest_wait = self.summary.longest_wait.max(self.now - life.ready);
+            }
             lives.get_mut(&started.id).unwrap().started = true;
         }
-        let mut writers = HashSet::new();
-        for (part, planned) in step.parts.iter().zip(&step.plan.sequences) {
-            let life = &lives[&part.id];
+    }
+
+    fn compute(&mut self) {
+        let mut written = HashSet::new();
+        for (part, planned) in self.step.parts.iter().zip(&self.step.plan.sequences) {
+            let life = &self.lives[&part.id];
             assert!(!life.paused && part.rows == planned.tokens.len() && part.rows > 0);
-            let end = planned.start as usize + part.rows;
-            for &block in &planned.blocks[planned.start as usize / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)] {
-                assert!(writers.insert(block), "two sequences write to block {block} in one step");
+            let start = planned.start as usize;
+            for &block in &planned.blocks[start / BLOCK_TOKENS..(start + part.rows).div_ceil(BLOCK_TOKENS)] {
+                assert!(written.insert(block), "two sequences write to block {block} in one step");
             }
-            cache.run(planned, life);
+            self.cache.run(planned, life);
         }
-        scheduler.commit(&step);
-        for part in step.parts.iter().filter(|part| part.samples) {
-            let life = lives.get_mut(&part.id).unwrap();
-            let token = random.below(1000) as u32;
+        self.scheduler.commit(&self.step);
+        for part in self.step.parts.iter().filter(|part| part.samples) {
+            let life = self.lives.get_mut(&part.id).unwrap();
+            let token = self.random.below(1000) as u32;
             life.push(token);
-            scheduler.append(part.id, token);
-            assert_eq!(scheduler.tokens(part.id).last(), life.tokens.last());
+            self.scheduler.append(part.id, token);
+            assert_eq!(self.scheduler.tokens(part.id).last(), life.tokens.last());
             if life.tokens.len() == life.len {
-                scheduler.remove(part.id);
-                lives.remove(&part.id);
-                finished += 1;
+                self.scheduler.remove(part.id);
+                self.lives.remove(&part.id);
+                self.summary.finished += 1;
             }
         }
-        if now % 1000 == 0 {
-            scheduler.audit().unwrap();
+    }
+
+    /// Ends everything, and checks that nothing is left.
+    fn end(mut self) -> Summary {
+        for id in std::mem::take(&mut self.lives).into_keys() {
+            self.scheduler.remove(id);
+        }
+        self.scheduler.audit().unwrap();
+        let left = (self.scheduler.waiting(), self.scheduler.queue.tenants());
+        assert_eq!((self.scheduler.pool().free(), left), (self.cache.places.len(), (0, 0)));
+        self.summary
+    }
+}
+
+/// `SCHEDULER_STEPS` in the environment makes it longer.
+#[test]
+fn random_steps_lose_no_block_share_none_wrongly_starve_nobody_and_keep_the_order() {
+    let steps: usize = std::env::var("SCHEDULER_STEPS").ok().map_or(200_000, |steps| steps.parse().unwrap());
+    let mut world = World::new(bounds(12, 256), 128, 2);
+    for step in 0..steps {
+        world.turn(16);
+        if step % 1000 == 0 {
+            world.scheduler.audit().unwrap();
         }
     }
-    for id in lives.into_keys() {
-        scheduler.remove(id);
-    }
-    scheduler.audit().unwrap();
-    assert_eq!((scheduler.pool().free(), scheduler.waiting(), scheduler.queue.tenants()), (BLOCKS, 0, 0));
+    let summary = world.end();
     // The run was about something: all of these happen again and again.
-    let many = steps as usize / 1000;
-    assert!(preemptions > many && hits > many && finished > many, "{preemptions} {hits} {finished}");
+    let Summary { preemptions, hits, finished, longest_wait } = summary;
+    assert!([preemptions, hits, finished].into_iter().all(|count| count > steps / 1000), "{summary:?}");
     // Priorities are worth up to 4,000 steps of waiting.
-    assert!(longest_wait < 8_000, "somebody waited {longest_wait} steps");
+    assert!(longest_wait < 8_000, "{summary:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn engines_of_any_size_keep_every_invariant(
+        (max_num_seqs, spare_tokens) in (1usize..9, 0usize..200),
+        prefix_caching: bool,
+        blocks in 1usize..40,
+        most in 1usize..16,
+        seed: u64,
+    ) {
+        let max_num_batched_tokens = max_num_seqs + spare_tokens;
+        let mut world = World::new(Bounds { max_num_seqs, max_num_batched_tokens, prefix_caching }, blocks, seed);
+        for _ in 0..300 {
+            world.turn(most);
+            prop_assert_eq!(world.scheduler.audit(), Ok(()));
+        }
+        world.end();
+    }
 }
