@@ -14,23 +14,34 @@
 mod activation;
 mod attention;
 mod cpu;
+mod cpus;
+mod elementwise;
 mod level;
 mod linear;
 mod matrix;
+mod memory;
 mod moe;
 mod norm;
+mod panel;
+mod pool;
 mod rope;
 mod rows;
+mod scratch;
 mod select;
+mod simd;
+#[cfg(test)]
+mod tests;
 
 pub use activation::{add, silu_mul};
 pub use attention::{Attention, BLOCK_TOKENS, KvCache, KvFormat, KvShape, Span};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, CpuError};
+pub use cpus::Cpus;
 pub use level::{LEVEL_VARIABLE, Level, LevelError};
 pub use linear::{Write, linear, swiglu};
 pub use matrix::{Format, Layout, Matrix, MatrixBuilder, OutOfRange};
 pub use moe::{Expert, Routes, moe, route};
 pub use norm::{add_rms_norm, rms_norm};
+pub use pool::Pool;
 pub use rope::{Angles, Rotary, rope};
 pub use rows::{Rows, RowsMut};
 pub use select::{argmax, log_sum_exp, softmax, top_k};

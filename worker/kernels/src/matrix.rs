@@ -1,10 +1,14 @@
-//! Weights, packed into the layout that the kernels read.
+//! Weights, packed into panels.
 
 use std::fmt;
+use std::io;
+use std::sync::Mutex;
 
 use half::{bf16, f16};
 
 use crate::Cpu;
+use crate::memory::{Disjoint, Pages};
+use crate::panel::{Bf16, COLUMNS, Element, F16, F32, panel_bytes};
 
 /// How a number is stored.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -56,25 +60,28 @@ impl Format {
             Format::Bf16 | Format::F16 => 2,
         }
     }
-
-    /// Reads little-endian numbers, at any alignment.
-    fn read(self, bytes: &[u8], index: usize) -> f32 {
-        let at = index * self.bytes();
-        match self {
-            Format::F32 => f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]),
-            Format::Bf16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
-            Format::F16 => f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
-        }
-    }
-
-    fn round(self, value: f32) -> f32 {
-        match self {
-            Format::F32 => value,
-            Format::Bf16 => bf16::from_f32(value).to_f32(),
-            Format::F16 => f16::from_f32(value).to_f32(),
-        }
-    }
 }
+
+/// Runs `$body` with `$E` standing for the element type of `$format`.
+macro_rules! with_element {
+    ($format:expr, $E:ident => $body:expr) => {
+        match $format {
+            $crate::Format::F32 => {
+                type $E = $crate::panel::F32;
+                $body
+            }
+            $crate::Format::Bf16 => {
+                type $E = $crate::panel::Bf16;
+                $body
+            }
+            $crate::Format::F16 => {
+                type $E = $crate::panel::F16;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
 
 /// A weight matrix `[outputs, inputs]`, packed.
 pub struct Matrix {
@@ -82,7 +89,8 @@ pub struct Matrix {
     layout: Layout,
     outputs: usize,
     inputs: usize,
-    values: Vec<f32>,
+    panel_bytes: usize,
+    pages: Pages,
 }
 
 /// Fills a [`Matrix`] piece by piece, so that a checkpoint need not be in memory beside it.
@@ -94,27 +102,38 @@ impl Matrix {
     /// A matrix `[outputs, inputs]` of zeros, to be filled by [`MatrixBuilder::write_rows`]. Several linears of one
     /// input (q, k and v) are fused by writing their rows below each other.
     ///
+    /// # Errors
+    /// When the memory cannot be had.
+    ///
     /// # Panics
     /// When a size is 0, or `outputs` is odd with [`Layout::GateUp`].
-    pub fn builder(format: Format, layout: Layout, outputs: usize, inputs: usize) -> MatrixBuilder {
+    pub fn builder(format: Format, layout: Layout, outputs: usize, inputs: usize) -> io::Result<MatrixBuilder> {
         assert!(outputs > 0 && inputs > 0, "a matrix of {outputs} × {inputs}");
         assert!(layout == Layout::Plain || outputs.is_multiple_of(2), "gate and up of {outputs} rows together");
-        let values = vec![0.0; outputs * inputs];
-        MatrixBuilder { matrix: Matrix { format, layout, outputs, inputs, values } }
+        let panels = match layout {
+            Layout::Plain => outputs.div_ceil(COLUMNS),
+            Layout::GateUp => 2 * (outputs / 2).div_ceil(COLUMNS),
+        };
+        let panel_bytes = with_element!(format, E => panel_bytes::<E>(inputs));
+        let pages = Pages::zeroed(panels.saturating_mul(panel_bytes))?;
+        Ok(MatrixBuilder { matrix: Matrix { format, layout, outputs, inputs, panel_bytes, pages } })
     }
 
     /// Packs `[outputs, inputs]` numbers at once; mostly for tests.
     ///
+    /// # Errors
+    /// When the memory cannot be had, or a value does not fit the format.
+    ///
     /// # Panics
-    /// When `values` is no multiple of `inputs`, or a value is out of the format's range.
-    pub fn from_f32(cpu: &Cpu, format: Format, layout: Layout, inputs: usize, values: &[f32]) -> Matrix {
+    /// When `values` is no multiple of `inputs`.
+    pub fn from_f32(cpu: &Cpu, format: Format, layout: Layout, inputs: usize, values: &[f32]) -> io::Result<Matrix> {
         assert!(values.len().is_multiple_of(inputs), "{} values in rows of {inputs}", values.len());
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let mut builder = Matrix::builder(format, layout, values.len() / inputs, inputs);
-        match builder.write_rows(cpu, 0, Format::F32, &bytes) {
-            Ok(()) => builder.finish(),
-            Err(error) => panic!("{error}"),
-        }
+        let mut builder = Matrix::builder(format, layout, values.len() / inputs, inputs)?;
+        builder
+            .write_rows(cpu, 0, Format::F32, &bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(builder.finish())
     }
 
     /// The number format.
@@ -139,7 +158,7 @@ impl Matrix {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.outputs * self.inputs * self.format.bytes()
+        self.pages.as_slice().len()
     }
 
     /// Writes row `index` (an embedding vector) to `out`, widened.
@@ -148,11 +167,56 @@ impl Matrix {
     /// When the row does not exist or `out` is not `inputs` long.
     pub fn read_row(&self, index: usize, out: &mut [f32]) {
         assert!(index < self.outputs, "row {index} of {}", self.outputs);
-        out.copy_from_slice(&self.values[index * self.inputs..][..self.inputs]);
+        assert_eq!(out.len(), self.inputs, "read_row: width");
+        let (panel, column) = self.place(index);
+        let panel = self.panel(panel);
+        with_element!(self.format, E => for (k, out) in out.iter_mut().enumerate() {
+            *out = E::get(panel, k, column);
+        });
     }
 
-    pub(crate) fn value(&self, row: usize, column: usize) -> f32 {
-        self.values[row * self.inputs + column]
+    pub(crate) fn panels(&self) -> usize {
+        self.pages.as_slice().len() / self.panel_bytes
+    }
+
+    pub(crate) fn panel(&self, index: usize) -> &[u8] {
+        &self.pages.as_slice()[index * self.panel_bytes..][..self.panel_bytes]
+    }
+
+    /// The output columns that a panel produces: the first, and how many of its sixteen exist.
+    pub(crate) fn columns_of(&self, panel: usize) -> (usize, usize) {
+        let (first, end) = match self.layout {
+            Layout::Plain => (panel * COLUMNS, self.outputs),
+            Layout::GateUp => {
+                let inner = self.outputs / 2;
+                (panel % 2 * inner + panel / 2 * COLUMNS, (panel % 2 + 1) * inner)
+            }
+        };
+        (first, (end - first).min(COLUMNS))
+    }
+
+    /// Panel and column of a row.
+    fn place(&self, row: usize) -> (usize, usize) {
+        match self.layout {
+            Layout::Plain => (row / COLUMNS, row % COLUMNS),
+            Layout::GateUp => {
+                let inner = self.outputs / 2;
+                let (part, row) = (row / inner, row % inner);
+                (2 * (row / COLUMNS) + part, row % COLUMNS)
+            }
+        }
+    }
+
+    /// `rows` cut where the panel changes.
+    fn cut_at_panels(&self, rows: std::ops::Range<usize>) -> Vec<std::ops::Range<usize>> {
+        let mut pieces: Vec<std::ops::Range<usize>> = Vec::new();
+        for row in rows {
+            match pieces.last_mut() {
+                Some(piece) if self.place(piece.start).0 == self.place(row).0 => piece.end = row + 1,
+                _ => pieces.push(row..row + 1),
+            }
+        }
+        pieces
     }
 }
 
@@ -165,27 +229,127 @@ impl MatrixBuilder {
     /// # Panics
     /// When `bytes` is not a whole number of rows or goes past the last row.
     pub fn write_rows(&mut self, cpu: &Cpu, first_row: usize, source: Format, bytes: &[u8]) -> Result<(), OutOfRange> {
-        let _ = cpu;
         let matrix = &mut self.matrix;
-        let inputs = matrix.inputs;
-        assert!(bytes.len().is_multiple_of(inputs * source.bytes()), "{} bytes in rows of {inputs}", bytes.len());
-        let rows = bytes.len() / (inputs * source.bytes());
+        let row_bytes = matrix.inputs * source.bytes();
+        assert!(bytes.len().is_multiple_of(row_bytes), "{} bytes in rows of {}", bytes.len(), matrix.inputs);
+        let rows = bytes.len() / row_bytes;
         assert!(first_row + rows <= matrix.outputs, "rows {first_row}+{rows} of {}", matrix.outputs);
-        for index in 0..rows * inputs {
-            let value = source.read(bytes, index);
-            let stored = matrix.format.round(value);
-            if stored.is_infinite() && value.is_finite() {
-                return Err(OutOfRange { value, row: first_row + index / inputs, column: index % inputs });
+        let pieces = matrix.cut_at_panels(first_row..first_row + rows);
+        let places: Vec<(usize, usize)> = pieces.iter().map(|piece| matrix.place(piece.start)).collect();
+        let (format, panel_bytes) = (matrix.format, matrix.panel_bytes);
+        let panels = Disjoint::new(matrix.pages.as_mut_slice());
+        let refused: Mutex<Option<OutOfRange>> = Mutex::new(None);
+        cpu.pool().run(pieces.len(), |piece| {
+            let (rows, (panel, column)) = (&pieces[piece], places[piece]);
+            // SAFETY: pieces of one call lie in different panels, and each is packed by one task.
+            let panel = unsafe { panels.slice(panel * panel_bytes, panel_bytes) };
+            let bytes = &bytes[(rows.start - first_row) * row_bytes..(rows.end - first_row) * row_bytes];
+            if let Err(error) = pack(format, panel, column, source, bytes, row_bytes) {
+                let error = OutOfRange { row: rows.start + error.row, ..error };
+                let mut first = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if first.is_none_or(|first| (error.row, error.column) < (first.row, first.column)) {
+                    *first = Some(error);
+                }
             }
-            matrix.values[first_row * inputs + index] = stored;
+        });
+        match refused.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The finished matrix.
     pub fn finish(self) -> Matrix {
         self.matrix
     }
+}
+
+/// Packs rows of one panel, from `column` on; `row` in the error counts from the first of them.
+fn pack(
+    format: Format,
+    panel: &mut [u8],
+    column: usize,
+    source: Format,
+    bytes: &[u8],
+    row_bytes: usize,
+) -> Result<(), OutOfRange> {
+    match (format, source) {
+        (Format::F32, Format::F32) => pack_rows::<F32, _>(panel, column, bytes, row_bytes, read_f32),
+        (Format::F32, Format::Bf16) => pack_rows::<F32, _>(panel, column, bytes, row_bytes, read_bf16),
+        (Format::F32, Format::F16) => pack_rows::<F32, _>(panel, column, bytes, row_bytes, read_f16),
+        (Format::Bf16, Format::F32) => pack_rows::<Bf16, _>(panel, column, bytes, row_bytes, read_f32),
+        (Format::Bf16, Format::Bf16) => pack_bf16(panel, column, bytes, row_bytes),
+        (Format::Bf16, Format::F16) => pack_rows::<Bf16, _>(panel, column, bytes, row_bytes, read_f16),
+        (Format::F16, Format::F32) => pack_f16(panel, column, bytes, row_bytes, read_f32)?,
+        (Format::F16, Format::Bf16) => pack_f16(panel, column, bytes, row_bytes, read_bf16)?,
+        (Format::F16, Format::F16) => pack_rows::<F16, _>(panel, column, bytes, row_bytes, read_f16),
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn read_f32([a, b, c, d]: [u8; 4]) -> f32 {
+    f32::from_le_bytes([a, b, c, d])
+}
+
+#[inline(always)]
+fn read_bf16([a, b]: [u8; 2]) -> f32 {
+    bf16::from_le_bytes([a, b]).to_f32()
+}
+
+#[inline(always)]
+fn read_f16([a, b]: [u8; 2]) -> f32 {
+    f16::from_le_bytes([a, b]).to_f32()
+}
+
+/// Packs numbers of `N` bytes, each read by `read` and rounded by the element.
+#[inline(always)]
+fn pack_rows<E: Element, const N: usize>(
+    panel: &mut [u8],
+    column: usize,
+    bytes: &[u8],
+    row_bytes: usize,
+    read: impl Fn([u8; N]) -> f32,
+) {
+    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
+        for (k, bytes) in bytes.as_chunks::<N>().0.iter().enumerate() {
+            E::put(panel, k, column + row, read(*bytes));
+        }
+    }
+}
+
+/// bf16 to bf16: pairs move as they are.
+fn pack_bf16(panel: &mut [u8], column: usize, bytes: &[u8], row_bytes: usize) {
+    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
+        let (pairs, last) = bytes.as_chunks::<4>();
+        for (line, [a, b, c, d]) in panel.as_chunks_mut::<{ Bf16::PAIR_BYTES }>().0.iter_mut().zip(pairs) {
+            let pair = u32::from(u16::from_le_bytes([*a, *b])) | u32::from(u16::from_le_bytes([*c, *d])) << 16;
+            line.as_chunks_mut::<4>().0[column + row] = pair.to_ne_bytes();
+        }
+        if let [a, b] = *last {
+            Bf16::put(panel, 2 * pairs.len(), column + row, read_bf16([a, b]));
+        }
+    }
+}
+
+/// To f16, refusing finite values that would become infinite.
+fn pack_f16<const N: usize>(
+    panel: &mut [u8],
+    column: usize,
+    bytes: &[u8],
+    row_bytes: usize,
+    read: impl Fn([u8; N]) -> f32,
+) -> Result<(), OutOfRange> {
+    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
+        for (k, bytes) in bytes.as_chunks::<N>().0.iter().enumerate() {
+            let value = read(*bytes);
+            if value.is_finite() && f16::from_f32(value).is_infinite() {
+                return Err(OutOfRange { value, row, column: k });
+            }
+            F16::put(panel, k, column + row, value);
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Matrix {

@@ -1,5 +1,10 @@
 //! Rotary position embedding, interleaved: the pairs are (2i, 2i + 1).
 
+use std::ops::Range;
+
+use crate::elementwise::{for_row_ranges, load, store, vectors};
+use crate::memory::Disjoint;
+use crate::simd::{Kernel, Simd};
 use crate::{Cpu, RowsMut};
 
 /// The inverse frequencies of a model.
@@ -51,17 +56,38 @@ impl Rotary {
 /// # Panics
 /// When the sizes contradict each other.
 pub fn rope(cpu: &Cpu, mut x: RowsMut<'_>, angles: &Angles) {
-    let _ = cpu;
     let dim = angles.head_dim;
     assert!(x.width().is_multiple_of(dim), "rope: width {} in heads of {dim}", x.width());
     assert_eq!(x.rows() * dim, angles.cos.len(), "rope: rows");
-    for row in 0..x.rows() {
-        let (cos, sin) = (&angles.cos[row * dim..][..dim], &angles.sin[row * dim..][..dim]);
-        for head in x.row_mut(row).chunks_exact_mut(dim) {
-            for pair in (0..dim).step_by(2) {
-                let (a, b) = (head[pair], head[pair + 1]);
-                head[pair] = a * cos[pair] + b * sin[pair];
-                head[pair + 1] = b * cos[pair + 1] + a * sin[pair + 1];
+    let (rows, width, stride) = (x.rows(), x.width(), x.stride());
+    let x = x.disjoint();
+    for_row_ranges(cpu, rows, width, |rows| cpu.dispatch(Rotate { rows, width, x, stride, angles }));
+}
+
+struct Rotate<'a> {
+    rows: Range<usize>,
+    width: usize,
+    x: Disjoint<'a, f32>,
+    stride: usize,
+    angles: &'a Angles,
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let dim = self.angles.head_dim;
+        for row in self.rows {
+            let (cos, sin) = (&self.angles.cos[row * dim..][..dim], &self.angles.sin[row * dim..][..dim]);
+            // SAFETY: each row belongs to one task.
+            let row = unsafe { self.x.slice(row * self.stride, self.width) };
+            for head in row.chunks_exact_mut(dim) {
+                for at in vectors(dim) {
+                    let v = load(s, head, at);
+                    let crossed = s.mul(s.swap_pairs(v), load(s, sin, at));
+                    store(s, head, at, s.fma(v, load(s, cos, at), crossed));
+                }
             }
         }
     }

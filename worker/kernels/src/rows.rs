@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::memory::Disjoint;
+
 /// A row-major matrix view: `rows` × `width`, consecutive rows `stride` apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
@@ -79,10 +81,6 @@ impl<'a> Rows<'a> {
         let data = if self.rows == 0 { &[] } else { &self.data[range.start..] };
         Rows::strided(data, self.rows, range.len(), self.stride)
     }
-
-    pub(crate) fn as_ptr(&self) -> *const f32 {
-        self.data.as_ptr()
-    }
 }
 
 impl<'a> RowsMut<'a> {
@@ -151,8 +149,9 @@ impl<'a> RowsMut<'a> {
         RowsMut::strided(data, self.rows, range.len(), self.stride)
     }
 
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.data.as_mut_ptr()
+    /// The elements, to be written by several threads.
+    pub(crate) fn disjoint(&mut self) -> Disjoint<'_, f32> {
+        Disjoint::new(self.data)
     }
 }
 

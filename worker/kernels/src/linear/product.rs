@@ -1,0 +1,327 @@
+//! The engine behind every linear: a list of products, computed by one parallel loop.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::elementwise::{load, store};
+use crate::matrix::with_element;
+use crate::memory::Disjoint;
+use crate::panel::{Element, Prefetch, has_tile, tile};
+use crate::scratch::{self, Vector};
+use crate::simd::{Kernel, Simd, math};
+use crate::{Cpu, Matrix, Rows, RowsMut};
+
+/// Length of the blocks in which `k` is summed. Sixteen columns of a block are 8 KiB in bf16, which stay in the first
+/// cache beside a tile of activations. Part of the order of summation: changing it changes results in the last bits.
+const K_BLOCK: usize = 256;
+/// Most rows of a task: a block of them, `K_BLOCK` long, stays in the second cache.
+const ROW_BLOCK: usize = 96;
+/// Most panels of a task.
+const PANEL_BLOCK: usize = 8;
+/// Activations below this many numbers are packed by the caller alone.
+const PACK_ALONE: usize = 1 << 15;
+
+/// What happens to sums at the end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Epilogue {
+    /// Plus bias, stored.
+    Store,
+    /// Plus bias, added to what is there.
+    Add,
+    /// Plus bias, then silu(gate) · up.
+    SwiGlu,
+}
+
+/// One product of rows with a matrix.
+pub(crate) struct Product<'a> {
+    /// The activations.
+    pub(crate) x: Rows<'a>,
+    /// Which of the rows of `x` take part, in the order of `out`; all if `None`.
+    pub(crate) rows: Option<&'a [u32]>,
+    /// The weights.
+    pub(crate) weight: &'a Matrix,
+    /// One number for each output of `weight`.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// What becomes of the sums.
+    pub(crate) epilogue: Epilogue,
+    /// One row for each row that takes part.
+    pub(crate) out: RowsMut<'a>,
+}
+
+/// Rows cut into tiles of nearly equal size.
+#[derive(Clone, Copy)]
+struct Tiles {
+    rows: usize,
+    count: usize,
+}
+
+impl Tiles {
+    fn new(rows: usize, most: usize) -> Tiles {
+        Tiles { rows, count: rows.div_ceil(most) }
+    }
+
+    fn start(self, tile: usize) -> usize {
+        self.rows * tile / self.count
+    }
+}
+
+/// A product as its tasks see it.
+struct Shared<'a> {
+    weight: &'a Matrix,
+    bias: Option<&'a [f32]>,
+    epilogue: Epilogue,
+    tiles: Tiles,
+    /// Packed activations: tile after tile, each `[k][rows of the tile]`.
+    packed: &'a [f32],
+    out: Disjoint<'a, f32>,
+    out_stride: usize,
+}
+
+/// Some panels and some tiles of a product.
+struct Task {
+    product: usize,
+    panels: Range<usize>,
+    tiles: Range<usize>,
+}
+
+/// Computes all products.
+///
+/// # Panics
+/// When sizes contradict each other.
+pub(crate) fn run(cpu: &Cpu, products: &mut [Product<'_>]) {
+    for product in products.iter() {
+        let rows = product.rows.map_or(product.x.rows(), <[u32]>::len);
+        assert_eq!(product.x.width(), product.weight.inputs(), "product: input width");
+        assert_eq!(product.out.rows(), rows, "product: rows");
+        let width = product.weight.outputs() / if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
+        assert_eq!(product.out.width(), width, "product: output width");
+        assert!(product.bias.is_none_or(|bias| bias.len() == product.weight.outputs()), "product: bias");
+    }
+    let most = cpu.dispatch(TileRows);
+    let packed_len = products.iter().map(|product| product.out.rows() * product.x.width()).sum();
+    scratch::with(&scratch::ACTIVATIONS, packed_len, 0.0, |packed| {
+        let mut rest = &mut *packed;
+        let shared: Vec<Shared<'_>> = products
+            .iter_mut()
+            .map(|product| {
+                let tiles = Tiles::new(product.out.rows(), most);
+                let own = rest.split_off_mut(..product.out.rows() * product.x.width()).unwrap_or_default();
+                pack(cpu, product, tiles, own);
+                let out_stride = product.out.stride();
+                let (weight, bias, epilogue) = (product.weight, product.bias, product.epilogue);
+                Shared { weight, bias, epilogue, tiles, packed: own, out: product.out.disjoint(), out_stride }
+            })
+            .collect();
+        let tasks = split(&shared, cpu.threads());
+        cpu.pool().run(tasks.len(), |index| {
+            let task = &tasks[index];
+            let product = &shared[task.product];
+            let first_row = product.tiles.start(task.tiles.start);
+            let rows = product.tiles.start(task.tiles.end) - first_row;
+            scratch::with(&scratch::SUMS, rows * task.panels.len(), Vector::ZERO, |sums| {
+                with_element!(product.weight.format(), E => {
+                    cpu.dispatch(Compute::<E> { product, task, first_row, rows, sums, element: PhantomData });
+                });
+            });
+        });
+    });
+}
+
+/// The most rows of a tile at this level.
+struct TileRows;
+
+impl Kernel for TileRows {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::ROWS
+    }
+}
+
+/// Packs the rows that take part: tile after tile, each `[k][rows of the tile]`.
+fn pack(cpu: &Cpu, product: &Product<'_>, tiles: Tiles, packed: &mut [f32]) {
+    let width = product.x.width();
+    let source = |row: usize| product.x.row(product.rows.map_or(row, |rows| rows[row] as usize));
+    let alone = packed.len() < PACK_ALONE;
+    let packed = Disjoint::new(packed);
+    let pack_tiles = |range: Range<usize>| {
+        for tile in range {
+            let (start, end) = (tiles.start(tile), tiles.start(tile + 1));
+            // SAFETY: tiles do not overlap, and each is packed by one task.
+            let to = unsafe { packed.slice(start * width, (end - start) * width) };
+            for row in start..end {
+                let column = to[row - start..].iter_mut().step_by(end - start);
+                column.zip(source(row)).for_each(|(to, from)| *to = *from);
+            }
+        }
+    };
+    if alone { pack_tiles(0..tiles.count) } else { cpu.pool().run_ranges(tiles.count, 1, pack_tiles) }
+}
+
+/// Cuts the products into tasks: enough of them that threads finish together, large enough that handing one out costs
+/// nothing beside it.
+fn split(products: &[Shared<'_>], threads: usize) -> Vec<Task> {
+    let blocks = |product: &Shared<'_>| product.tiles.rows.div_ceil(ROW_BLOCK);
+    let units: usize = products.iter().map(|product| product.weight.panels() * blocks(product)).sum();
+    let panels = (units / (8 * threads)).clamp(1, PANEL_BLOCK).next_multiple_of(4);
+    let mut tasks = Vec::with_capacity(units / panels + products.len());
+    for (index, product) in products.iter().enumerate() {
+        let (count, blocks) = (product.tiles.count, blocks(product));
+        for block in 0..blocks {
+            for first in (0..product.weight.panels()).step_by(panels) {
+                tasks.push(Task {
+                    product: index,
+                    panels: first..(first + panels).min(product.weight.panels()),
+                    tiles: count * block / blocks..count * (block + 1) / blocks,
+                });
+            }
+        }
+    }
+    tasks
+}
+
+/// One task at one level, with memory for its sums: `[panel][row]`, one vector each.
+struct Compute<'a, E> {
+    product: &'a Shared<'a>,
+    task: &'a Task,
+    first_row: usize,
+    rows: usize,
+    sums: &'a mut [Vector],
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for Compute<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Compute { product, task, first_row, rows, sums, element } = self;
+        let mut block = Block { s, product, task, first_row, rows, sums, element };
+        block.compute();
+        block.finish();
+    }
+}
+
+/// A [`Compute`] with its level.
+struct Block<'a, S, E> {
+    s: S,
+    product: &'a Shared<'a>,
+    task: &'a Task,
+    first_row: usize,
+    rows: usize,
+    sums: &'a mut [Vector],
+    element: PhantomData<E>,
+}
+
+impl<S: Simd, E: Element> Block<'_, S, E> {
+    #[inline(always)]
+    fn compute(&mut self) {
+        let k = self.product.weight.inputs();
+        let tiles = self.task.tiles.clone();
+        // The widest tile decides how many panels are worked on at once.
+        let wide = match self.rows.div_ceil(tiles.len().max(1)) {
+            1 => 4,
+            2 | 3 => 2,
+            _ if S::WIDE => 2,
+            _ => 1,
+        };
+        if tiles.len() <= 2 {
+            for panel in self.task.panels.clone().step_by(wide) {
+                for start in (0..k).step_by(K_BLOCK) {
+                    self.panels(panel, wide, start);
+                }
+            }
+        } else {
+            for start in (0..k).step_by(K_BLOCK) {
+                for panel in self.task.panels.clone().step_by(wide) {
+                    self.panels(panel, wide, start);
+                }
+            }
+        }
+    }
+
+    /// Adds the block of `k` from `start` for up to `wide` panels and all tiles.
+    #[inline(always)]
+    fn panels(&mut self, panel: usize, wide: usize, start: usize) {
+        let left = self.task.panels.end - panel;
+        for tile in self.task.tiles.clone() {
+            let first = self.product.tiles.start(tile);
+            let rows = self.product.tiles.start(tile + 1) - first;
+            macro_rules! widths {
+                ($($rows:literal: $($wide:literal)*;)*) => {
+                    match (rows, wide.min(left)) {
+                        $($(($rows, $wide) => self.add::<$rows, $wide>(panel, first, start),)*)*
+                        $(($rows, _) => for p in panel..panel + wide.min(left) {
+                            self.add::<$rows, 1>(p, first, start);
+                        },)*
+                        _ => unreachable!("tiles have at most {} rows", S::ROWS),
+                    }
+                };
+            }
+            widths! { 1: 4; 2: 2; 3: 2; 4: 2; 5: 2; 6: 2; 7: 2; 8: 2; }
+        }
+    }
+
+    /// Adds the block of `k` from `start` for `P` panels and the tile of `R` rows from `first`.
+    #[inline(always)]
+    fn add<const R: usize, const P: usize>(&mut self, panel: usize, first: usize, start: usize) {
+        if const { !has_tile::<S, R, P>() } {
+            unreachable!("no tile of {R} rows and {P} panels at this level");
+        }
+        let (s, weight) = (self.s, self.product.weight);
+        let k = weight.inputs();
+        let len = (k - start).min(K_BLOCK);
+        let a = &self.product.packed[first * k + start * R..][..len * R];
+        let mut panels = [std::ptr::null(); P];
+        for (p, pointer) in panels.iter_mut().enumerate() {
+            *pointer = weight.panel(panel + p)[start / 2 * E::PAIR_BYTES..][..len.div_ceil(2) * E::PAIR_BYTES].as_ptr();
+        }
+        let prefetch = Prefetch::new::<E>(start / 2, k.div_ceil(2), P);
+        // SAFETY: `a` holds `R` numbers for each of `len` k; each panel was just sliced to the pairs of `len`.
+        let sums = unsafe { tile::<S, E, R, P, 1, R>(s, a.as_ptr(), panels, len, prefetch, [[s.splat(0.0); P]; R]) };
+        for p in 0..P {
+            let at = (panel + p - self.task.panels.start) * self.rows + first - self.first_row;
+            let to = &mut self.sums[at..at + R];
+            for r in 0..R {
+                let sum = if start == 0 { sums[r][p] } else { s.add(s.load(&to[r].0), sums[r][p]) };
+                s.store(&mut to[r].0, sum);
+            }
+        }
+    }
+
+    /// The epilogue.
+    #[inline(always)]
+    fn finish(&mut self) {
+        let Block { s, product, task, first_row, rows, .. } = *self;
+        let step = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
+        for panel in task.panels.clone().step_by(step) {
+            let (column, n) = product.weight.columns_of(panel);
+            let at = (panel - task.panels.start) * rows;
+            for row in 0..rows {
+                // SAFETY: rows and columns of different tasks do not overlap.
+                let out = unsafe { product.out.slice((first_row + row) * product.out_stride + column, n) };
+                let sum = self.biased(panel, at + row);
+                let result = match product.epilogue {
+                    Epilogue::Store => sum,
+                    Epilogue::Add => s.add(load(s, out, 0), sum),
+                    Epilogue::SwiGlu => s.mul(math::silu(s, sum), self.biased(panel + 1, at + rows + row)),
+                };
+                store(s, out, 0, result);
+            }
+        }
+    }
+
+    /// A sum of `panel` plus its bias.
+    #[inline(always)]
+    fn biased(&self, panel: usize, at: usize) -> S::V {
+        let sum = self.s.load(&self.sums[at].0);
+        match self.product.bias {
+            Some(bias) => {
+                let (column, n) = self.product.weight.columns_of(panel);
+                self.s.add(sum, load(self.s, &bias[column..column + n], 0))
+            }
+            None => sum,
+        }
+    }
+}

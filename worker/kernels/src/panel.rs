@@ -1,0 +1,265 @@
+//! The panel: the layout in which every product reads its second operand.
+//!
+//! A panel holds sixteen columns of a `k` × 16 operand, so that a vector's lanes are columns and a column's sum runs
+//! along `k` in one lane. Rows of `k` come in pairs, padded with zeros to an even number:
+//!
+//! | format | a pair of `k` | bytes |
+//! |---|---|---|
+//! | f32 | 16 numbers of the even row, then 16 of the odd | 128 |
+//! | bf16 | for each column the even and the odd number beside each other, as AMX tiles have them | 64 |
+//! | f16 | 16 numbers of the even row, then 16 of the odd | 64 |
+//!
+//! Weights (columns are outputs), keys (columns are positions, `k` the head's dimensions) and values (columns are
+//! dimensions, `k` the positions) are all kept like this, and [`tile`] multiplies all of them.
+
+use half::{bf16, f16};
+
+use crate::simd::{LANES, Simd};
+
+/// Columns of a panel.
+pub(crate) const COLUMNS: usize = LANES;
+
+/// How far ahead of the products a panel is prefetched, in bytes.
+const AHEAD: usize = 2048;
+
+/// A number format of panels.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// Bytes of a pair of `k`.
+    const PAIR_BYTES: usize;
+
+    /// The even and the odd row of a pair, widened.
+    ///
+    /// # Safety
+    /// `PAIR_BYTES` at `from` must be readable.
+    unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V);
+
+    /// Byte offset of a number in its panel.
+    fn offset(k: usize, column: usize) -> usize;
+
+    /// Writes `value`, rounded, to its place in `panel`.
+    fn put(panel: &mut [u8], k: usize, column: usize, value: f32);
+
+    /// Reads a number from its place in `panel`.
+    fn get(panel: &[u8], k: usize, column: usize) -> f32;
+}
+
+/// f32 panels.
+#[derive(Clone, Copy)]
+pub(crate) struct F32;
+/// bf16 panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16;
+/// f16 panels.
+#[derive(Clone, Copy)]
+pub(crate) struct F16;
+
+/// Bytes of a panel of `k` rows.
+pub(crate) fn panel_bytes<E: Element>(k: usize) -> usize {
+    k.div_ceil(2) * E::PAIR_BYTES
+}
+
+/// The two or four bytes at `at`.
+#[inline(always)]
+fn bytes<const N: usize>(panel: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&panel[at..at + N]);
+    out
+}
+
+impl Element for F32 {
+    const PAIR_BYTES: usize = 2 * COLUMNS * 4;
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
+        // SAFETY: the caller vouches for 128 readable bytes.
+        unsafe { (s.load_f32(from), s.load_f32(from.add(64))) }
+    }
+
+    #[inline(always)]
+    fn offset(k: usize, column: usize) -> usize {
+        (k * COLUMNS + column) * 4
+    }
+
+    #[inline(always)]
+    fn put(panel: &mut [u8], k: usize, column: usize, value: f32) {
+        let at = Self::offset(k, column);
+        panel[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+
+    #[inline(always)]
+    fn get(panel: &[u8], k: usize, column: usize) -> f32 {
+        f32::from_ne_bytes(bytes(panel, Self::offset(k, column)))
+    }
+}
+
+impl Element for Bf16 {
+    const PAIR_BYTES: usize = 2 * COLUMNS * 2;
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
+        // SAFETY: the caller vouches for 64 readable bytes.
+        unsafe { s.load_bf16_pair(from) }
+    }
+
+    #[inline(always)]
+    fn offset(k: usize, column: usize) -> usize {
+        // As the halves of one 32-bit word, the even number in the lower one.
+        (k / 2 * COLUMNS + column) * 4 + if cfg!(target_endian = "little") { k % 2 } else { 1 - k % 2 } * 2
+    }
+
+    #[inline(always)]
+    fn put(panel: &mut [u8], k: usize, column: usize, value: f32) {
+        let at = Self::offset(k, column);
+        panel[at..at + 2].copy_from_slice(&bf16::from_f32(value).to_ne_bytes());
+    }
+
+    #[inline(always)]
+    fn get(panel: &[u8], k: usize, column: usize) -> f32 {
+        bf16::from_ne_bytes(bytes(panel, Self::offset(k, column))).to_f32()
+    }
+}
+
+impl Element for F16 {
+    const PAIR_BYTES: usize = 2 * COLUMNS * 2;
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
+        // SAFETY: the caller vouches for 64 readable bytes.
+        unsafe { (s.load_f16(from), s.load_f16(from.add(32))) }
+    }
+
+    #[inline(always)]
+    fn offset(k: usize, column: usize) -> usize {
+        (k * COLUMNS + column) * 2
+    }
+
+    #[inline(always)]
+    fn put(panel: &mut [u8], k: usize, column: usize, value: f32) {
+        let at = Self::offset(k, column);
+        panel[at..at + 2].copy_from_slice(&f16::from_f32(value).to_ne_bytes());
+    }
+
+    #[inline(always)]
+    fn get(panel: &[u8], k: usize, column: usize) -> f32 {
+        f16::from_ne_bytes(bytes(panel, Self::offset(k, column))).to_f32()
+    }
+}
+
+/// Where [`tile`] prefetches: `AHEAD` bytes on, and past the end of a panel at the panel that comes next.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefetch {
+    /// Pairs for which the bytes ahead belong to the same panel.
+    near_pairs: usize,
+    /// Distance from a pair after those to the same place ahead in the next panel.
+    far: usize,
+}
+
+impl Prefetch {
+    /// Always the bytes ahead.
+    pub(crate) const ON: Prefetch = Prefetch { near_pairs: usize::MAX, far: AHEAD };
+
+    /// For a block that starts `done` pairs into a panel of `pairs`, when the panel `step` panels on comes next.
+    #[inline(always)]
+    pub(crate) fn new<E: Element>(done: usize, pairs: usize, step: usize) -> Prefetch {
+        let ahead = AHEAD / E::PAIR_BYTES;
+        Prefetch { near_pairs: pairs.saturating_sub(done + ahead), far: AHEAD + (step - 1) * pairs * E::PAIR_BYTES }
+    }
+}
+
+/// Whether a level has tiles of `R` rows and `P` panels. What it has not is not compiled.
+pub(crate) const fn has_tile<S: Simd, const R: usize, const P: usize>() -> bool {
+    R <= S::ROWS
+        && match R {
+            1 => P == 1 || P == 4,
+            2 | 3 => P <= 2,
+            _ => P == 1 || (P == 2 && S::WIDE),
+        }
+}
+
+/// Adds the products of `R` rows with `P` panels over `k` to `sums`: lane `c` of `[r][p]` gains a\[r, k\] · panel
+/// p\[k, c\] in ascending k, whatever `R` and `P` are.
+///
+/// `a[r, k]` is at `a + r · ROW_STEP + k · K_STEP`. A last odd row of `k` is multiplied alone: its pair's other half is
+/// loaded but does not enter.
+///
+/// # Safety
+/// All those elements of `a`, and `k.div_ceil(2)` pairs at each of `panels`, must be readable.
+#[inline(always)]
+pub(crate) unsafe fn tile<
+    S: Simd,
+    E: Element,
+    const R: usize,
+    const P: usize,
+    const ROW_STEP: usize,
+    const K_STEP: usize,
+>(
+    s: S,
+    mut a: *const f32,
+    mut panels: [*const u8; P],
+    k: usize,
+    prefetch: Prefetch,
+    mut sums: [[S::V; P]; R],
+) -> [[S::V; P]; R] {
+    let near = prefetch.near_pairs.min(k / 2);
+    for (pairs, ahead) in [(near, AHEAD), (k / 2 - near, prefetch.far)] {
+        for _ in 0..pairs {
+            for p in 0..P {
+                for line in 0..E::PAIR_BYTES / 64 {
+                    s.prefetch(panels[p].wrapping_add(ahead + 64 * line));
+                }
+                // SAFETY: this pair is one of the `k / 2` whole pairs that the caller vouches for.
+                let (even, odd) = unsafe { E::pair(s, panels[p]) };
+                for r in 0..R {
+                    // SAFETY: an element of `a` that the caller vouches for.
+                    let x = s.splat(unsafe { *a.add(r * ROW_STEP) });
+                    sums[r][p] = s.fma(x, even, sums[r][p]);
+                }
+                for r in 0..R {
+                    // SAFETY: as above.
+                    let x = s.splat(unsafe { *a.add(r * ROW_STEP + K_STEP) });
+                    sums[r][p] = s.fma(x, odd, sums[r][p]);
+                }
+                panels[p] = panels[p].wrapping_add(E::PAIR_BYTES);
+            }
+            a = a.wrapping_add(2 * K_STEP);
+        }
+    }
+    if k % 2 == 1 {
+        for p in 0..P {
+            // SAFETY: the last pair, of which the caller vouches for both halves.
+            let (even, _) = unsafe { E::pair(s, panels[p]) };
+            for r in 0..R {
+                // SAFETY: an element of `a` that the caller vouches for.
+                sums[r][p] = s.fma(s.splat(unsafe { *a.add(r * ROW_STEP) }), even, sums[r][p]);
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<E: Element>(k: usize) {
+        let mut panel = vec![0; panel_bytes::<E>(k)];
+        let value = |k: usize, column: usize| (k * COLUMNS + column) as f32 / 4.0;
+        for k in 0..k {
+            (0..COLUMNS).for_each(|column| E::put(&mut panel, k, column, value(k, column)));
+        }
+        for k in 0..k {
+            for column in 0..COLUMNS {
+                assert_eq!(E::get(&panel, k, column), value(k, column), "{k} {column}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_has_its_own_place_in_a_panel() {
+        for k in [1, 2, 5, 16] {
+            round_trip::<F32>(k);
+            round_trip::<Bf16>(k.min(4));
+            round_trip::<F16>(k);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Products with packed weights.
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+use super::guard::{Guarded, gathered, side, strided};
+use super::{assert_close, assert_same, config, cpus, fused, noise, reference};
+use crate::{Cpu, Format, Layout, Matrix, Rows, RowsMut, Write, linear, swiglu};
+
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::F16];
+
+/// What a matrix of that format holds when it is given `value`.
+fn stored(format: Format, value: f32) -> f32 {
+    match format {
+        Format::F32 => value,
+        Format::Bf16 => bf16::from_f32(value).to_f32(),
+        Format::F16 => f16::from_f32(value).to_f32(),
+    }
+}
+
+fn matrix(cpu: &Cpu, format: Format, layout: Layout, inputs: usize, values: &[f32]) -> Matrix {
+    Matrix::from_f32(cpu, format, layout, inputs, values).expect("memory and range")
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    rows: usize,
+    outputs: usize,
+    inputs: usize,
+    stride: usize,
+    format: Format,
+    biased: bool,
+    seed: u64,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    // Over the blocks of k (256), of panels (128 outputs), of rows (96) and all tile heights.
+    let rows = prop_oneof![4 => 1usize..10, 2 => 10usize..40, 1 => 90usize..200];
+    let outputs = prop_oneof![3 => 1usize..40, 1 => 120usize..300];
+    let inputs = prop_oneof![3 => 1usize..40, 1 => 250usize..270, 1 => 500usize..600];
+    (rows, outputs, inputs, 0usize..5, prop::sample::select(FORMATS.to_vec()), any::<bool>(), any::<u64>()).prop_map(
+        |(rows, outputs, inputs, stride, format, biased, seed)| Case {
+            rows,
+            outputs,
+            inputs,
+            stride,
+            format,
+            biased,
+            seed,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_linear_is_the_sum_of_products_at_every_level(case in case()) {
+        let Case { rows, outputs, inputs, stride, format, biased, seed } = case;
+        let x = noise(seed, rows * inputs);
+        let w: Vec<f32> = noise(seed ^ 1, outputs * inputs).iter().map(|&w| stored(format, w)).collect();
+        let bias = Guarded::new(&noise(seed ^ 2, outputs), side());
+        let bias = biased.then_some(&*bias);
+        let before = noise(seed ^ 3, rows * outputs);
+        let expected = reference::linear(&x, inputs, &w, bias);
+        let mut same: Option<Vec<f32>> = None;
+        for cpu in cpus() {
+            let weight = matrix(cpu, format, Layout::Plain, inputs, &w);
+            let (x_stride, out_stride) = (inputs + stride, outputs + stride);
+            let x = strided(&x, inputs, x_stride, side());
+            let x = Rows::strided(&x, rows, inputs, x_stride);
+            let mut out = strided(&before, outputs, out_stride, side());
+            linear(cpu, x, &weight, bias, Write::Store, RowsMut::strided(&mut out, rows, outputs, out_stride));
+            let stored = gathered(&out, rows, outputs, out_stride);
+            assert_close(cpu, "linear", &stored, &expected, 1e-5 * (inputs as f64).sqrt());
+            let gaps = |memory: &[f32]| (0..rows - 1).all(|r| memory[r * out_stride + outputs..(r + 1) * out_stride].iter().all(|x| x.is_nan()));
+            prop_assert!(gaps(&out), "written between the rows");
+
+            let mut out = strided(&before, outputs, out_stride, side());
+            linear(cpu, x, &weight, bias, Write::Add, RowsMut::strided(&mut out, rows, outputs, out_stride));
+            let added: Vec<f32> = before.iter().zip(&stored).map(|(before, sum)| before + sum).collect();
+            assert_same(cpu, "added", &gathered(&out, rows, outputs, out_stride), &added);
+            if cpu.is_fused() {
+                assert_same(cpu, "another level", &stored, same.get_or_insert_with(|| stored.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_swiglu_is_silu_of_the_gate_times_up_at_every_level(case in case()) {
+        let Case { rows, outputs: inner, inputs, format, biased, seed, .. } = case;
+        let x = noise(seed, rows * inputs);
+        let w: Vec<f32> = noise(seed ^ 1, 2 * inner * inputs).iter().map(|&w| stored(format, w)).collect();
+        let bias = Guarded::new(&noise(seed ^ 2, 2 * inner), side());
+        let bias = biased.then_some(&*bias);
+        let both = reference::linear(&x, inputs, &w, bias);
+        let expected = reference::swiglu(&both, inner);
+        let mut same: Option<Vec<f32>> = None;
+        for cpu in cpus() {
+            let weight = matrix(cpu, format, Layout::GateUp, inputs, &w);
+            let x = Guarded::new(&x, side());
+            let mut out = Guarded::poisoned(rows * inner, side());
+            swiglu(cpu, Rows::new(&x, inputs), &weight, bias, RowsMut::new(&mut out, inner));
+            let scale = 1e-5 * inputs as f64;
+            assert_close(cpu, "swiglu", &out, &expected, scale);
+            if cpu.is_fused() {
+                assert_same(cpu, "another level", &out, same.get_or_insert_with(|| out.to_vec()));
+            }
+            let mut out = Guarded::poisoned(rows * 2 * inner, side());
+            linear(cpu, Rows::new(&x, inputs), &weight, bias, Write::Store, RowsMut::new(&mut out, 2 * inner));
+            assert_close(cpu, "gate and up", &out, &both, scale);
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_at_any_place_among_others(case in case(), place in 0usize..200) {
+        let Case { rows, outputs, inputs, format, seed, .. } = case;
+        let x = noise(seed, rows * inputs);
+        let w = noise(seed ^ 1, outputs * inputs);
+        let place = place % rows;
+        for cpu in cpus() {
+            let weight = matrix(cpu, format, Layout::Plain, inputs, &w);
+            let mut all = vec![0.0; rows * outputs];
+            linear(cpu, Rows::new(&x, inputs), &weight, None, Write::Store, RowsMut::new(&mut all, outputs));
+            let mut alone = vec![0.0; outputs];
+            let row = &x[place * inputs..][..inputs];
+            linear(cpu, Rows::new(row, inputs), &weight, None, Write::Store, RowsMut::new(&mut alone, outputs));
+            assert_same(cpu, "row", &alone, &all[place * outputs..][..outputs]);
+        }
+    }
+
+    #[test]
+    fn rows_packed_in_pieces_from_any_format_and_alignment_are_read_back(
+        outputs in 1usize..80,
+        inputs in 1usize..40,
+        layout in prop::sample::select(vec![Layout::Plain, Layout::GateUp]),
+        piece in 1usize..20,
+        source in prop::sample::select(FORMATS.to_vec()),
+        target in prop::sample::select(FORMATS.to_vec()),
+        seed in any::<u64>(),
+    ) {
+        let outputs = if layout == Layout::GateUp { 2 * outputs } else { outputs };
+        let values: Vec<f32> = noise(seed, outputs * inputs).iter().map(|&value| stored(source, value)).collect();
+        for cpu in cpus() {
+            let mut builder = Matrix::builder(target, layout, outputs, inputs).expect("memory");
+            for (number, rows) in values.chunks(piece * inputs).enumerate() {
+                let bytes: Vec<u8> = std::iter::once(0)
+                    .chain(rows.iter().flat_map(|value| match source {
+                        Format::F32 => value.to_le_bytes().to_vec(),
+                        Format::Bf16 => bf16::from_f32(*value).to_le_bytes().to_vec(),
+                        Format::F16 => f16::from_f32(*value).to_le_bytes().to_vec(),
+                    }))
+                    .collect();
+                let bytes = Guarded::new(&bytes, side());
+                builder.write_rows(cpu, number * piece, source, &bytes[1..]).expect("in range");
+            }
+            let matrix = builder.finish();
+            let mut row = Guarded::poisoned(inputs, side());
+            for (index, values) in values.chunks_exact(inputs).enumerate() {
+                matrix.read_row(index, &mut row);
+                let expected: Vec<f32> = values.iter().map(|&value| stored(target, value)).collect();
+                assert_same(cpu, "row", &row, &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_that_float16_cannot_hold_is_refused_with_its_place() {
+    for cpu in cpus() {
+        let mut values = vec![0.5f32; 40 * 7];
+        values[33 * 7 + 4] = 65504.0;
+        values[20 * 7 + 2] = -65520.0;
+        values[35 * 7] = 1e30;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut builder = Matrix::builder(Format::F16, Layout::Plain, 50, 7).expect("memory");
+        let error = builder.write_rows(cpu, 10, Format::F32, &bytes).expect_err("out of range");
+        assert_eq!((error.row, error.column, error.value), (30, 2, -65520.0));
+        assert!(error.to_string().contains("row 30, column 2"), "{error}");
+        let bytes: Vec<u8> = [f32::INFINITY, f32::NAN].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut builder = Matrix::builder(Format::F16, Layout::Plain, 1, 2).expect("memory");
+        builder.write_rows(cpu, 0, Format::F32, &bytes).expect("what is not finite is no overflow");
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_spoils_no_other_row() {
+    let (rows, inputs, outputs) = (9, 300, 40);
+    let w = noise(1, outputs * inputs);
+    let clean = noise(2, rows * inputs);
+    let mut spoiled = clean.clone();
+    spoiled[4 * inputs..5 * inputs].fill(f32::NAN);
+    for cpu in fused() {
+        let weight = matrix(cpu, Format::Bf16, Layout::Plain, inputs, &w);
+        let product = |x: &[f32]| {
+            let mut out = vec![0.0; rows * outputs];
+            linear(cpu, Rows::new(x, inputs), &weight, None, Write::Store, RowsMut::new(&mut out, outputs));
+            out
+        };
+        let (mut expected, got) = (product(&clean), product(&spoiled));
+        assert!(got[4 * outputs..5 * outputs].iter().all(|x| x.is_nan()));
+        expected[4 * outputs..5 * outputs].copy_from_slice(&got[4 * outputs..5 * outputs]);
+        assert_same(cpu, "row", &got, &expected);
+    }
+}
+
+#[test]
+fn no_rows_are_no_work() {
+    for cpu in cpus() {
+        let weight = matrix(cpu, Format::F32, Layout::Plain, 3, &[1.0; 6]);
+        linear(cpu, Rows::new(&[], 3), &weight, None, Write::Store, RowsMut::new(&mut [], 2));
+    }
+}
+
+#[test]
+#[should_panic(expected = "input width")]
+fn an_input_of_another_width_is_refused() {
+    let cpu = &cpus()[0];
+    let weight = matrix(cpu, Format::F32, Layout::Plain, 3, &[1.0; 6]);
+    linear(cpu, Rows::new(&[0.0; 4], 4), &weight, None, Write::Store, RowsMut::new(&mut [0.0; 2], 2));
+}
