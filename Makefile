@@ -14,7 +14,7 @@ ask: ## another question to the demo model: make ask TEXT='The Bennets were'
 test: ## everything that CI runs
 	@scripts/test
 
-soak: ## the long runs of the same tests
+soak: ## the same with more cases, steps and requests; takes hours
 	@scripts/test soak
 
 bench: ## speed of the worker on this machine
