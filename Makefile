@@ -14,7 +14,7 @@ ask: ## another question to the demo model: make ask TEXT='The Bennets were'
 test: ## everything that CI runs
 	@scripts/test
 
-soak: ## the same with more cases, steps and requests; takes hours
+soak: ## the same with more cases, steps and requests; takes long
 	@scripts/test soak
 
 bench: ## speed of the worker on this machine
