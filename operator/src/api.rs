@@ -17,3 +17,6 @@ pub use status::{
     Device, EngineStatus, ErnieModelStatus, FailureInfo, FailureLocation, ModelStatus, Phase, Plan, condition,
 };
 pub use uri::{ModelUri, UriError};
+
+#[cfg(test)]
+mod rules;

@@ -228,7 +228,9 @@ impl Writer<'_> {
     /// The last status says that a name was taken.
     fn had_conflict(&self) -> bool {
         let conditions = self.model.status.iter().flat_map(|status| &status.conditions);
-        conditions.into_iter().any(|condition| condition.reason == ownership::NAME_CONFLICT)
+        conditions.into_iter().any(|condition| {
+            [ownership::NAME_CONFLICT, ownership::WAITING_FOR_DELETION].contains(&condition.reason.as_str())
+        })
     }
 
     async fn look<K>(&self, wanted: &K) -> Result<Option<Arc<Live<K>>>, Error>
@@ -282,6 +284,11 @@ impl Writer<'_> {
             _ => Err(error.into()),
         }
     }
+}
+
+/// True when another object stands where the child should be: looking again changes nothing, unlike another try.
+pub fn is_occupied(obstacle: &Obstacle) -> bool {
+    matches!(obstacle.reason, ownership::NAME_CONFLICT | ownership::WAITING_FOR_DELETION)
 }
 
 /// The answer of the API server, when it was one.

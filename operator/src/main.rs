@@ -22,8 +22,11 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!("{error:#}");
-            eprintln!("ernie-operator: {error:#}");
+            if tracing::dispatcher::has_been_set() {
+                error!("{error:#}");
+            } else {
+                eprintln!("ernie-operator: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }

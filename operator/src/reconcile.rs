@@ -31,8 +31,12 @@ const RECONCILE_TIMEOUT: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_secs(300);
 /// What no watch tells of is asked again after this time.
 const SOON: Duration = Duration::from_secs(4);
-/// First and longest wait after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+/// First wait after a failure; it doubles with each further one in a row.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Longest wait after a failure.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Longest wait after a refusal that may pass, such as that of a quota.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(30);
 
 /// Why a reconcile did not come to its end.
 #[derive(Debug, Error)]
@@ -87,10 +91,28 @@ pub async fn reconcile(model: Arc<DeserializeGuard<ErnieModel>>, context: Arc<Co
     let word = result.as_ref().map_or_else(Error::category, |_| "ok");
     context.metrics.reconciles.with_label_values(&[word]).inc();
     context.metrics.reconcile_seconds.with_label_values::<&str>(&[]).observe(started.elapsed().as_secs_f64());
-    if result.is_ok() {
-        context.forget_failures(&key);
+    match result {
+        Ok(Next::Settled(wait)) => {
+            context.forget_failures(&key);
+            Ok(Action::requeue(wait))
+        }
+        Ok(Next::Refused { longest }) => Ok(Action::requeue(backoff(context.count_failure(&key), longest))),
+        Ok(Next::Change) => {
+            context.forget_failures(&key);
+            Ok(Action::await_change())
+        }
+        Err(error) => Err(error),
     }
-    result
+}
+
+/// When a reconcile that came to its end is due again.
+enum Next {
+    /// After this time.
+    Settled(Duration),
+    /// Later and later, because what was refused would most likely be refused again.
+    Refused { longest: Duration },
+    /// When something changes.
+    Change,
 }
 
 /// When to try again: never for a model that is gone (a change brings it back), soon after a conflict, later and later
@@ -107,8 +129,7 @@ pub fn on_error(model: Arc<DeserializeGuard<ErnieModel>>, error: &Error, context
         _ => {}
     }
     let failures = context.count_failure(&key);
-    let (first, longest) = BACKOFF;
-    let wait = first.saturating_mul(1 << failures.min(16)).min(longest);
+    let wait = backoff(failures, LONGEST_WAIT);
     if failures < 2 {
         debug!(model = %key, %error, ?wait, "reconcile failed");
     } else {
@@ -117,7 +138,11 @@ pub fn on_error(model: Arc<DeserializeGuard<ErnieModel>>, error: &Error, context
     Action::requeue(wait)
 }
 
-async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Result<Action, Error> {
+fn backoff(failures: u32, longest: Duration) -> Duration {
+    FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(longest)
+}
+
+async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Result<Next, Error> {
     let model = match object.as_ref() {
         DeserializeGuard(Ok(model)) => model,
         DeserializeGuard(Err(invalid)) => {
@@ -132,12 +157,12 @@ async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Re
             // Always the same time: the event's name follows from it, so that it is told once.
             let since = object.meta().creation_timestamp.as_ref().map_or_else(|| context.now(), |time| time.0);
             events::tell(&context.client, object.as_ref(), &told, since).await;
-            return Ok(Action::await_change());
+            return Ok(Next::Change);
         }
     };
     if model.metadata.deletion_timestamp.is_some() {
         // Owner references do the rest, also while the operator is away.
-        return Ok(Action::await_change());
+        return Ok(Next::Change);
     }
 
     let found = context.reads.children(&context.client, model).await?;
@@ -149,10 +174,8 @@ async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Re
     facts.engine = engine(&prepared, &remembered).map(|engine| engine.status(&context.defaults));
     let applied = if model.spec.paused { leave(found) } else { apply::apply(context, model, prepared, found).await? };
 
-    let next = status(model, &applied, &facts, context.now());
-    let wait = recheck(model, &applied, &facts, &next);
-    publish(context, model, next).await?;
-    Ok(Action::requeue(wait))
+    publish(context, model, &applied, &facts).await?;
+    Ok(due(model, &applied, &facts, context))
 }
 
 /// What was recorded of a model, wherever that was: status is a cache, and the live Deployment outlives it.
@@ -206,12 +229,7 @@ async fn warnings(
 }
 
 fn waits_silently(replica: &Replica, context: &Context) -> bool {
-    is_silent(replica)
-        && replica
-            .metadata
-            .creation_timestamp
-            .as_ref()
-            .is_some_and(|created| context.now().duration_since(created.0).as_secs() >= SOON.as_secs().cast_signed())
+    is_silent(replica) && age(replica, context) >= SOON.as_secs().cast_signed()
 }
 
 fn is_silent(replica: &Replica) -> bool {
@@ -224,20 +242,37 @@ fn is_silent(replica: &Replica) -> bool {
 }
 
 /// When to look again although nothing is heard.
-fn recheck(model: &ErnieModel, applied: &Children<Applied>, facts: &Facts, next: &ErnieModelStatus) -> Duration {
+fn due(model: &ErnieModel, applied: &Children<Applied>, facts: &Facts, context: &Context) -> Next {
     let Children { network_policy, service, workers, disruption_budget, workload } = applied;
-    let withheld = matches!(workload, Workload::Deployment(outcome) if outcome.obstacle().is_some());
-    let refused = network_policy.obstacle().is_some()
-        || service.obstacle().is_some()
-        || workers.obstacle().is_some()
-        || disruption_budget.obstacle().is_some()
-        || withheld;
-    // Objects of others are not watched, and a failed mount says so in an event only.
-    if refused || facts.replicas.iter().any(|replica| is_silent(replica)) {
-        return SOON;
+    let workload = match workload {
+        Workload::Deployment(outcome) => outcome.obstacle(),
+        // A change of the spec or of the operator's flags is needed.
+        Workload::Withheld(_) => None,
+    };
+    let obstacles =
+        [network_policy.obstacle(), service.obstacle(), workers.obstacle(), disruption_budget.obstacle(), workload];
+    let obstacles = || obstacles.iter().flatten();
+    if obstacles().any(|obstacle| !apply::is_occupied(obstacle)) {
+        let permanent = obstacles().all(|obstacle| obstacle.permanent);
+        return Next::Refused { longest: if permanent { RESYNC } else { LONGEST_REFUSAL } };
     }
-    debug!(model = %model.name_any(), phase = next.phase.map_or("", |phase| phase.as_str()), "settled");
-    jittered(model)
+    // Objects of others are not watched, and looking at one changes nothing.
+    if obstacles().next().is_some() {
+        return Next::Settled(SOON);
+    }
+    // A failed mount is told in an event only.
+    let silent = facts.replicas.iter().filter(|replica| is_silent(replica));
+    match silent.map(|replica| age(replica, context)).max() {
+        Some(age) if age < 60 => Next::Settled(SOON),
+        Some(_) => Next::Settled(SOON * 2),
+        None => Next::Settled(jittered(model)),
+    }
+}
+
+/// Seconds since a pod was created.
+fn age(replica: &Replica, context: &Context) -> i64 {
+    let created = replica.metadata.creation_timestamp.as_ref();
+    created.map_or(0, |created| context.now().duration_since(created.0).as_secs())
 }
 
 /// Spreads the models over time, each always at its own place.
@@ -248,53 +283,61 @@ fn jittered(model: &ErnieModel) -> Duration {
 }
 
 /// Writes the status when it says something new, and tells what has changed.
-async fn publish(context: &Context, model: &ErnieModel, next: ErnieModelStatus) -> Result<(), Error> {
-    if model.status.as_ref() == Some(&next) {
+async fn publish(
+    context: &Context,
+    model: &ErnieModel,
+    applied: &Children<Applied>,
+    facts: &Facts,
+) -> Result<(), Error> {
+    let now = context.now();
+    if model.status.as_ref() == Some(&status(model, applied, facts, now)) {
         return Ok(());
     }
     if !context.leadership.holds() {
         return Err(apply::Error::NotLeading.into());
     }
-    let namespace = model.namespace().unwrap_or_default();
-    let name = model.name_any();
-    let mut before = model.status.clone();
-    if context.reads.may_lag() {
-        let current = observe::model(&context.client, &namespace, &name).await.map_err(Error::Status)?;
-        let Some(DeserializeGuard(Ok(current))) = current else { return Err(apply::Error::Gone.into()) };
-        if current.uid() != model.uid() {
-            return Err(apply::Error::Gone.into());
-        }
-        if current.metadata.generation != model.metadata.generation {
-            return Err(apply::Error::Stale.into());
-        }
-        if current.status.as_ref() == Some(&next) {
-            return Ok(());
-        }
-        before = current.status;
+    // Transitions are reckoned from the status as it is: ours in memory may be older.
+    let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
+    let current = observe::model(&context.client, &namespace, &name).await.map_err(Error::Status)?;
+    let Some(DeserializeGuard(Ok(current))) = current else { return Err(apply::Error::Gone.into()) };
+    if current.uid() != model.uid() || current.metadata.deletion_timestamp.is_some() {
+        return Err(apply::Error::Gone.into());
     }
-    let api = Api::<ErnieModel>::namespaced(context.client.clone(), &namespace);
+    if current.metadata.generation != model.metadata.generation {
+        return Err(apply::Error::Stale.into());
+    }
+    let next = status(&current, applied, facts, now);
+    if current.status.as_ref() == Some(&next) {
+        return Ok(());
+    }
+    write(context, &current, &next).await?;
+    let before = current.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    for transition in changed(before, &next.conditions) {
+        events::tell(&context.client, &current, &transition, now).await;
+    }
+    Ok(())
+}
+
+async fn write(context: &Context, model: &ErnieModel, next: &ErnieModelStatus) -> Result<(), Error> {
+    let api = Api::<ErnieModel>::namespaced(context.client.clone(), &model.namespace().unwrap_or_default());
     let patch = json!({
         "apiVersion": ErnieModel::api_version(&()),
         "kind": ErnieModel::kind(&()),
-        "metadata": {"name": name, "uid": model.uid()},
+        "metadata": {"name": model.name_any(), "uid": model.uid()},
         "status": next,
     });
     context.metrics.writes.with_label_values(&["status", "ErnieModel"]).inc();
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    let written = within("patch status", api.patch_status(&name, &parameters, &Patch::Apply(&patch))).await;
-    if let Err(error) = written {
+    let (name, patch) = (model.name_any(), Patch::Apply(&patch));
+    let written = within("patch status", api.patch_status(&name, &parameters, &patch)).await;
+    written.map(drop).map_err(|error| {
         let is = |test: fn(&kube::core::Status) -> bool| apply::status(&error).is_some_and(test);
-        return Err(if is(kube::core::Status::is_not_found) || is(kube::core::Status::is_conflict) {
+        if is(kube::core::Status::is_not_found) || is(kube::core::Status::is_conflict) {
             apply::Error::Gone.into()
         } else {
             Error::Status(error)
-        });
-    }
-    let before = before.map(|status| status.conditions).unwrap_or_default();
-    for transition in changed(&before, &next.conditions) {
-        events::tell(&context.client, model, &transition, context.now()).await;
-    }
-    Ok(())
+        }
+    })
 }
 
 fn key(model: &DeserializeGuard<ErnieModel>) -> String {

@@ -7,3 +7,6 @@ mod judge;
 pub use conditions::{Transition, changed};
 pub use failure::{Failure, of_replicas, stop};
 pub use judge::{Facts, status};
+
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,10 @@ pub struct Metrics {
     registry: Registry,
     /// Whether the engine's figures count: the worker's own trial request does not.
     recording: AtomicBool,
+    /// Whether the engine has run a step.
+    stepped: AtomicBool,
+    /// Whether it is idle since.
+    quiet: AtomicBool,
     engine: EngineFigures,
     /// Connections and calls of the gRPC port.
     pub grpc: GrpcFigures,
@@ -190,8 +194,15 @@ impl Metrics {
             grpc: GrpcFigures::new(&plain)?,
             life: LifeFigures::new(&served)?,
             recording: AtomicBool::new(false),
+            stepped: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             registry,
         })
+    }
+
+    /// Whether the engine has run a step and is idle since: what it did until then has been reported.
+    pub fn quiet(&self) -> bool {
+        self.quiet.load(Ordering::Acquire)
     }
 
     /// From now on the engine's figures count.
@@ -369,14 +380,16 @@ impl Observer for Metrics {
         figures.running.set(report.running as i64);
         figures.waiting.set(report.waiting as i64);
         figures.kv_usage.set(report.blocks_used as f64 / report.blocks_total.max(1) as f64);
+        let tokens = report.prefill_tokens + report.decode_tokens;
         if !self.records() {
+            let stepped = self.stepped.fetch_or(tokens > 0, Ordering::Relaxed);
+            self.quiet.store(stepped && tokens == 0, Ordering::Release);
             return;
         }
         figures.prefix_queries.inc_by(report.prefix_queries as u64);
         figures.prefix_hits.inc_by(report.prefix_hits as u64);
         figures.preemptions.inc_by(report.preemptions as u64);
         figures.prompt_tokens.inc_by((report.prefill_tokens + report.prefix_hits) as u64);
-        let tokens = report.prefill_tokens + report.decode_tokens;
         if tokens == 0 {
             return;
         }
@@ -502,6 +515,9 @@ mod tests {
             (1.0, 0.25)
         );
         assert_eq!((value(&page, "ernie:steps_total{"), value(&page, "vllm:generation_tokens_total{")), (0.0, 0.0));
+        assert!(!metrics.quiet());
+        metrics.step(&StepReport::default());
+        assert!(metrics.quiet());
         metrics.record();
         metrics.step(&report);
         metrics.first_token(Duration::from_millis(1));

@@ -34,6 +34,9 @@ use crate::{
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
 
+/// How long the engine's report of the trial request may take; it is for the figures only.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How a worker ended without a failure.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ended {
@@ -160,7 +163,8 @@ impl Worker {
         let (served, engine) = self.load().await?;
         self.inference.set(served);
         self.lifecycle.advance(Stage::WarmingUp);
-        self.timed("warm_up", warm_up::ask(self.grpc, self.inference.warm_up_secret(), &engine)).await?;
+        self.timed("warm_up", warm_up::ask(self.grpc, self.inference.warm_up_secret())).await?;
+        self.quiet().await;
         self.metrics.record();
         self.metrics.life.ready.set(1);
         if let Some(age) = crate::metrics::process::age_seconds() {
@@ -178,17 +182,22 @@ impl Worker {
         Ok(engine)
     }
 
+    /// Waits until the engine has reported all of the trial request, which is moments after its answer.
+    async fn quiet(&self) {
+        let limit = Instant::now() + REPORT_TIMEOUT;
+        while !self.metrics.quiet() && Instant::now() < limit {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Runs a start-up phase and notes how long it took.
     async fn timed<T>(&self, phase: &str, work: impl Future<Output = T>) -> T {
         let begun = Instant::now();
         let result = work.await;
-        self.note(phase, begun.elapsed());
-        result
-    }
-
-    fn note(&self, phase: &str, time: Duration) {
+        let time = begun.elapsed();
         self.metrics.life.startup_phase.with_label_values(&[phase]).set(time.as_secs_f64());
         tracing::debug!("start-up phase {phase} took {time:?}");
+        result
     }
 
     fn enter(&self, phase: Phase) {

@@ -10,6 +10,8 @@ use super::ErnieModel;
 const STRING_LIMIT: u64 = 1024;
 const LIST_LIMIT: u64 = 64;
 const MAP_LIMIT: u64 = 64;
+/// How the description of a field begins that is spelled and meant as in a PodSpec.
+const AS_IN_POD: &str = "As in a PodSpec";
 /// Longest condition message that Kubernetes allows.
 const MESSAGE_LIMIT: u64 = 32768;
 
@@ -32,26 +34,51 @@ pub fn crd_yaml() -> String {
 
 fn tidy(schema: &mut Value) {
     let Some(schema) = schema.as_object_mut() else { return };
+    let mut embedded = false;
     if let Some(Value::String(description)) = schema.get_mut("description") {
-        // Ours are short; those of embedded Kubernetes types are pages long.
-        match description.split_once("\n\n") {
-            _ if description.len() > 400 => *description = first_sentence(description),
-            Some((head, _)) => *description = head.to_owned(),
-            None => {}
-        }
-        *description = description.split_whitespace().collect::<Vec<_>>().join(" ");
+        embedded = description.starts_with(AS_IN_POD);
+        *description = shorten(description);
     }
     // An explicit null is refused rather than carried along: no rule has to think of it.
     schema.remove("nullable");
     bound(schema);
-    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.values_mut().for_each(tidy);
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for inner in properties.into_iter().flat_map(|properties| properties.values_mut()) {
+        tidy(inner);
     }
     for key in ["items", "additionalProperties"] {
         if let Some(inner) = schema.get_mut(key) {
             tidy(inner);
         }
     }
+    if embedded {
+        undescribe(schema, 0);
+    }
+}
+
+/// Drops the descriptions below a field that is documented elsewhere.
+fn undescribe(schema: &mut Map<String, Value>, depth: usize) {
+    if depth > 0 && schema.get("description").is_some_and(Value::is_string) {
+        schema.remove("description");
+    }
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for inner in properties.into_iter().flat_map(|properties| properties.values_mut()).filter_map(Value::as_object_mut)
+    {
+        undescribe(inner, depth + 1);
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = schema.get_mut(key).and_then(Value::as_object_mut) {
+            undescribe(inner, depth + 1);
+        }
+    }
+}
+
+/// Ours are short; those of embedded Kubernetes types are pages long.
+fn shorten(description: &str) -> String {
+    const LONG: usize = 400;
+    let head = description.split("\n\n").next().unwrap_or_default();
+    let head = head.split_whitespace().collect::<Vec<_>>().join(" ");
+    if head.len() <= LONG { head } else { first_sentence(&head) }
 }
 
 fn first_sentence(text: &str) -> String {

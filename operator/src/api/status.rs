@@ -159,15 +159,21 @@ pub enum FailureLocation {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
+    /// What computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Number format after resolving `auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// Bytes of the weights as held in memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights_bytes: Option<i64>,
+    pub weight_bytes: Option<i64>,
     /// Bytes of key-value cache for one token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_bytes_per_token: Option<i64>,
+    /// Tokens that the key-value cache holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_tokens: Option<i64>,
     /// Bytes that the worker needs at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needed_bytes: Option<i64>,

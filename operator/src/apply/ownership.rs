@@ -11,6 +11,9 @@ use crate::observed::{FIELD_MANAGER, Live};
 /// Reason of a child whose name is taken.
 pub(super) const NAME_CONFLICT: &str = "NameConflict";
 
+/// Reason of a child whose predecessor is still there.
+pub(super) const WAITING_FOR_DELETION: &str = "WaitingForDeletion";
+
 /// Why a child found under our name is not ours to write; `None` when the model controls it.
 pub(super) fn obstacle<K: Resource<DynamicType = ()>>(model: &ErnieModel, live: &Live<K>) -> Option<Obstacle> {
     let owner = live.controller();
@@ -21,7 +24,7 @@ pub(super) fn obstacle<K: Resource<DynamicType = ()>>(model: &ErnieModel, live: 
     let predecessor = owner.filter(|owner| owner.kind == "ErnieModel" && owner.name == model.name_any());
     Some(match (owner, predecessor) {
         (_, Some(_)) => Obstacle {
-            reason: "WaitingForDeletion",
+            reason: WAITING_FOR_DELETION,
             message: format!(
                 "{kind} {name} belongs to a deleted ErnieModel of the same name and waits for garbage collection"
             ),

@@ -109,7 +109,7 @@ pub(super) fn choose(model: &ErnieModel, defaults: &Defaults, pinned: Option<&En
         Device::Cuda => image_cuda.as_ref().ok_or_else(|| Obstacle {
             reason: "NoDeviceImage",
             message: format!(
-                "resources.limits of ErnieModel {} asks for an NVIDIA GPU, and the operator was installed without a CUDA \
+                "resources.limits of ErnieModel {} asks for nvidia.com/gpu, and the operator was installed without a CUDA \
                  worker image: set worker.cudaImage in the chart's values (--worker-image-cuda), or remove the GPU",
                 model.name_any()
             ),

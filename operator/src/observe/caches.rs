@@ -198,12 +198,14 @@ impl Watch {
         let absent = matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404);
         if absent {
             self.mark.absent();
-            warn!(
-                kind = self.kind,
-                "the API server does not know {}: install its CustomResourceDefinition (chart value crds.install, or \
-                 `ernie-operator crd | kubectl apply --server-side -f -`); the operator keeps asking",
-                self.kind
-            );
+            if self.failures == 0 || self.failures.is_power_of_two() {
+                warn!(
+                    kind = self.kind,
+                    "the API server does not know {}: install its CustomResourceDefinition (chart value crds.install, or \
+                     `ernie-operator crd | kubectl apply --server-side -f -`); the operator keeps asking",
+                    self.kind
+                );
+            }
         } else if self.failures < WATCH_FAILURES {
             debug!(kind = self.kind, %error, "watch interrupted");
         } else {

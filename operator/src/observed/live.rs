@@ -39,9 +39,12 @@ impl<K> Clone for Live<K> {
 }
 
 impl<K> Live<K> {
-    /// The object as JSON: labels, annotations and owners of its metadata, spec, and status.
+    /// The object as JSON: name, labels, annotations and owners of its metadata, spec, and status.
     pub fn value(&self) -> Value {
-        serde_json::from_str(&self.json).unwrap_or_default()
+        let mut value = serde_json::from_str::<Value>(&self.json).unwrap_or_default();
+        value["metadata"]["name"] = self.metadata.name.clone().into();
+        value["metadata"]["namespace"] = self.metadata.namespace.clone().into();
+        value
     }
 
     /// Its unique id.

@@ -89,10 +89,10 @@ pub fn changed(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
             condition::WORKERS_HEALTHY if was_bad && new.status == "True" => Some((false, "Recovered")),
             _ => None,
         };
-        if let Some((is_warning, reason)) = transition {
-            if !told.iter().any(|other| other.reason == reason) {
-                told.push(Transition { is_warning, reason: reason.to_owned(), message: new.message.clone() });
-            }
+        if let Some((is_warning, reason)) = transition
+            && !told.iter().any(|other| other.reason == reason)
+        {
+            told.push(Transition { is_warning, reason: reason.to_owned(), message: new.message.clone() });
         }
     }
     told

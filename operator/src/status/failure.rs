@@ -55,7 +55,8 @@ impl From<&Stopped> for Failure {
 impl Failure {
     /// True when the worker says that this model can never run with these resources.
     pub fn is_about_plan(&self) -> bool {
-        self.info.location == FailureLocation::Worker && self.permanent
+        self.info.location == FailureLocation::Worker
+            && [Reason::InsufficientMemory, Reason::UnsupportedModel].iter().any(|r| r.as_str() == self.info.reason)
     }
 }
 
@@ -278,7 +279,7 @@ impl Pod<'_> {
         let (reason, message, permanent) = if exit.reason == "OOMKilled" {
             ("OutOfMemory", self.out_of_memory(), false)
         } else if let (Some(reason), true) = (reason, exit.code != 0) {
-            let (word, permanent) = explain(reason);
+            let (word, permanent) = explain(reason, self.model);
             let said = said.map(|said| said.message);
             let sentence = said.unwrap_or_else(|| format!("the worker gave no reason but {}", reason.as_str()));
             (word, format!("the worker of pod {} gave up: {sentence}", self.replica.name()), permanent)
@@ -330,13 +331,15 @@ impl Pod<'_> {
     }
 }
 
-/// The reason shown for a worker's own, and whether it is beyond cure by a restart.
-fn explain(reason: Reason) -> (&'static str, bool) {
+/// The reason shown for a worker's own, and whether it is beyond cure by a restart. An image stays as it is, while a
+/// claim may be filled or repaired at any time.
+fn explain(reason: Reason, model: &ErnieModel) -> (&'static str, bool) {
     match reason {
         Reason::InsufficientMemory | Reason::UnsupportedModel => (reason.as_str(), true),
-        Reason::ModelNotFound | Reason::CorruptModel | Reason::DeviceError | Reason::DigestMismatch => {
-            (reason.as_str(), false)
+        Reason::ModelNotFound | Reason::CorruptModel => {
+            (reason.as_str(), matches!(model.spec.model.uri.parse(), Ok(ModelUri::Image { .. })))
         }
+        Reason::DeviceError | Reason::DigestMismatch => (reason.as_str(), false),
         Reason::Usage | Reason::Internal => ("CrashLoop", false),
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 
 use super::call::Call;
@@ -71,9 +70,9 @@ impl ApiServer {
             "status": {"phase": "Active"}}));
     }
 
-    /// Serves the resources of a definition.
-    pub fn install(&self, definition: &CustomResourceDefinition) {
-        let mut value = serde_json::to_value(definition).unwrap_or_default();
+    /// Serves the resources of a custom resource definition, given as JSON.
+    pub fn install(&self, definition: &Value) {
+        let mut value = definition.clone();
         value["status"] = super::definition::accepted_status(&value, &self.clock().text());
         self.insert(value);
     }

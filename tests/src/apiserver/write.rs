@@ -103,7 +103,7 @@ impl State {
             let cause = ("fieldManager".to_owned(), "Required value: is required for apply patch".to_owned());
             return Err(Failure::invalid("meta.k8s.io", "PatchOptions", "", &[cause]));
         }
-        if config["apiVersion"] != Value::from(resource.api_version()) || config["kind"] != resource.kind.as_str() {
+        if config["apiVersion"] != *resource.api_version() || config["kind"] != resource.kind.as_str() {
             return Err(Failure::bad_request(format!(
                 "Incorrect version specified in apply patch. Specified patch version: {}, expected: {}",
                 config["apiVersion"],

@@ -75,7 +75,7 @@ impl<'a, T> Disjoint<'a, T> {
     /// # Panics
     /// When the part goes past the end.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "callers vouch that parts do not overlap")]
+    #[allow(clippy::mut_from_ref, reason = "callers vouch that parts do not overlap")]
     pub(crate) unsafe fn slice(&self, at: usize, len: usize) -> &'a mut [T] {
         assert!(at <= self.len && len <= self.len - at, "part {at}+{len} of {}", self.len);
         // SAFETY: the part lies inside the slice this was made from, which is borrowed mutably for 'a; the caller

@@ -14,6 +14,7 @@
 
 use half::{bf16, f16};
 
+use crate::scratch::Vector;
 use crate::simd::{LANES, Simd};
 
 /// Columns of a panel.
@@ -26,6 +27,8 @@ const AHEAD: usize = 2048;
 pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// Bytes of a pair of `k`.
     const PAIR_BYTES: usize;
+    /// Whether loading widens, which is then worth doing once for many rows.
+    const NARROW: bool;
 
     /// The even and the odd row of a pair, widened.
     ///
@@ -68,6 +71,7 @@ fn bytes<const N: usize>(panel: &[u8], at: usize) -> [u8; N] {
 
 impl Element for F32 {
     const PAIR_BYTES: usize = 2 * COLUMNS * 4;
+    const NARROW: bool = false;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
@@ -94,6 +98,7 @@ impl Element for F32 {
 
 impl Element for Bf16 {
     const PAIR_BYTES: usize = 2 * COLUMNS * 2;
+    const NARROW: bool = true;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
@@ -121,6 +126,7 @@ impl Element for Bf16 {
 
 impl Element for F16 {
     const PAIR_BYTES: usize = 2 * COLUMNS * 2;
+    const NARROW: bool = true;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
@@ -171,7 +177,7 @@ pub(crate) const fn has_tile<S: Simd, const R: usize, const P: usize>() -> bool 
     R <= S::ROWS
         && match R {
             1 => P == 1 || P == 4,
-            2 | 3 => P <= 2,
+            2 => P <= 2,
             _ => P == 1 || (P == 2 && S::WIDE),
         }
 }
@@ -235,6 +241,19 @@ pub(crate) unsafe fn tile<
         }
     }
     sums
+}
+
+/// Widens pairs of a panel to f32: `[k]`, one vector each.
+#[inline(always)]
+pub(crate) fn widen<S: Simd, E: Element>(s: S, pairs: &[u8], to: &mut [Vector]) {
+    let pairs = pairs.chunks_exact(E::PAIR_BYTES);
+    for (pair, to) in pairs.zip(to.as_chunks_mut::<2>().0) {
+        s.prefetch(pair.as_ptr().wrapping_add(AHEAD));
+        // SAFETY: a chunk is as long as a pair.
+        let (even, odd) = unsafe { E::pair(s, pair.as_ptr()) };
+        s.store(&mut to[0].0, even);
+        s.store(&mut to[1].0, odd);
+    }
 }
 
 #[cfg(test)]

@@ -129,7 +129,8 @@ impl Running<'_> {
         let position_ids = self.sequence.positions.as_ref().map(|positions| {
             // past the prompt positions go on from its last
             let last = positions.last().copied().unwrap_or(0);
-            place.map(|i| positions.get(i).copied().unwrap_or(last + (i + 1 - positions.len()) as u32)).collect()
+            let after = |place: usize| last + (place + 1 - positions.len()) as u32;
+            place.map(|place| positions.get(place).copied().unwrap_or_else(|| after(place))).collect()
         });
         Some(SequenceStep {
             tokens,

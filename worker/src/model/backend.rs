@@ -216,5 +216,6 @@ pub trait Backend: Pack {
     ///
     /// # Errors
     /// [`ComputeError`].
+    #[allow(clippy::wrong_self_convention, reason = "the rows are what is turned into numbers")]
     fn into_f32(&self, x: Self::Rows) -> Result<Vec<f32>>;
 }

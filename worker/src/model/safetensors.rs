@@ -241,7 +241,7 @@ pub fn parse(text: &[u8], start: u64, length: u64) -> Result<Vec<Tensor>, String
     }
     let mut tensors =
         entries.into_iter().map(|(name, entry)| tensor(name, entry, start)).collect::<Result<Vec<_>, _>>()?;
-    tensors.sort_by(|a, b| (a.offset, a.bytes).cmp(&(b.offset, b.bytes)));
+    tensors.sort_by_key(|tensor| (tensor.offset, tensor.bytes));
     let mut end = start;
     for tensor in &tensors {
         if tensor.offset != end {

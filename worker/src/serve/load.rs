@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use ernie_proto::failure::{Reason, TerminationMessage};
-use tokio::time::Instant;
 
 use super::{Worker, failure};
 use crate::{
     chat::ChatTemplate,
     cli::{ServeArgs, VERSION},
-    engine::{Engine, EngineConfig, EngineHandle, Observer, StartError},
+    engine::{Engine, EngineConfig, EngineHandle, Health, Observer, StartError},
     executor::Executor,
     model::{self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor},
     plan::{MemoryLimit, MemoryPlan},
@@ -53,12 +52,11 @@ impl Worker {
         self.enter(Phase::Engine);
         self.metrics.set_cache(executor.geometry().blocks);
         let numerics = executor.identity().to_owned();
-        let begun = Instant::now();
         let config = engine_config(&self.args, &executor)?;
         let observer: Arc<dyn Observer> = self.metrics.clone();
         let engine =
             Engine::start(executor, config, observer).map_err(|error| failure(reason_of(&error), error.to_string()))?;
-        self.note("engine", begun.elapsed());
+        self.timed("engine", measured(&engine)).await;
         let served = Served {
             name: self.name.clone(),
             architecture: checkpoint.config.model_type().to_owned(),
@@ -165,6 +163,13 @@ fn engine_config(args: &ServeArgs, executor: &ModelExecutor) -> Result<EngineCon
         model_digest: *blake3::hash(executor.identity().as_bytes()).as_bytes(),
         ..EngineConfig::default()
     })
+}
+
+/// Waits until the engine has measured itself; how that went shows in the first request.
+async fn measured(engine: &EngineHandle) {
+    let mut health = engine.health();
+    // The channel closes when the engine is gone, which is no longer starting.
+    let _ = health.wait_for(|health| !matches!(health, Health::Starting)).await;
 }
 
 fn reason_of(error: &StartError) -> Reason {

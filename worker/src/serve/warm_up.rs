@@ -15,26 +15,17 @@ use ernie_proto::{
 use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::Endpoint};
 
 use super::failure;
-use crate::{
-    engine::{EngineHandle, Health},
-    server::WARM_UP_KEY,
-};
+use crate::server::WARM_UP_KEY;
 
 /// How long the first token may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Waits for the engine, then asks for a token.
+/// Asks for a token.
 ///
 /// # Errors
 /// The message of a worker that cannot serve.
-pub(super) async fn ask(address: SocketAddr, secret: &str, engine: &EngineHandle) -> Result<(), TerminationMessage> {
-    let answer = async {
-        let mut health = engine.health();
-        // The handle keeps the sender's other end alive; a closed channel shows as a failed request below.
-        let _ = health.wait_for(|health| !matches!(health, Health::Starting)).await;
-        token(address, secret).await
-    };
-    let asked = tokio::time::timeout(PATIENCE, answer).await;
+pub(super) async fn ask(address: SocketAddr, secret: &str) -> Result<(), TerminationMessage> {
+    let asked = tokio::time::timeout(PATIENCE, token(address, secret)).await;
     let asked = asked.unwrap_or_else(|_| Err(format!("no token within {} s", PATIENCE.as_secs())));
     asked.map_err(|sentence| {
         failure(Reason::Internal, format!("the worker asked itself for a token and failed: {sentence}"))

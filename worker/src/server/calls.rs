@@ -277,10 +277,10 @@ mod tests {
 
     const PATH: &str = "/ernie.v1.Inference/Chat";
 
-    fn calls(router: Router, arriving: usize) -> (Calls, Arc<Metrics>) {
+    fn calls(routes: impl Into<Routes>, arriving: usize) -> (Calls, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::new("m").expect("metrics"));
         let descriptors: [&[u8]; 1] = [ernie_proto::FILE_DESCRIPTOR_SET];
-        (Calls::new(Routes::from(router), &descriptors, arriving, Arc::clone(&metrics)), metrics)
+        (Calls::new(routes.into(), &descriptors, arriving, Arc::clone(&metrics)), metrics)
     }
 
     async fn status(calls: &Calls, path: &str) -> Status {
@@ -308,7 +308,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_beyond_those_that_may_arrive_are_refused_with_a_hint() {
-        let (calls, _) = calls(Router::new(), 0);
+        let (calls, _) = calls(Routes::default(), 0);
         let found = status(&calls, PATH).await;
         assert_eq!(found.code(), Code::ResourceExhausted);
         assert!(found.metadata().contains_key(status::PUSHBACK));

@@ -3,9 +3,12 @@
 //! The crate encodes. Decoding needs bytes by id, so the decoder's rules are read here and applied to each piece once.
 //! What would make the crate panic or answer differently from call to call is refused first.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 
 use super::{
     Parts, TokenizerError,
@@ -42,18 +45,75 @@ struct Model<'a> {
 }
 
 /// BPE has a map; other kinds have lists, which are told apart here only to be refused by name.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum Vocab<'a> {
-    Map(#[serde(borrow)] HashMap<Cow<'a, str>, u32>),
-    Other(serde::de::IgnoredAny),
+    Map(HashMap<Cow<'a, str>, u32>),
+    List,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
+/// Two pieces that are joined: a pair, or a line with a space between them in older files.
 enum Merge<'a> {
-    Pair(#[serde(borrow)] Cow<'a, str>, #[serde(borrow)] Cow<'a, str>),
-    Line(#[serde(borrow)] Cow<'a, str>),
+    Pair(Cow<'a, str>, Cow<'a, str>),
+    Line(Cow<'a, str>),
+}
+
+/// A string that borrows from the file where it can.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+// Written by hand because serde's untagged enums would keep a copy of every entry first.
+impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Vocab<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from pieces to ids")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+                let mut map = HashMap::new();
+                while let Some((Text(piece), id)) = entries.next_entry()? {
+                    map.insert(piece, id);
+                }
+                Ok(Vocab::Map(map))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Vocab::List)
+            }
+        }
+        deserializer.deserialize_any(Entries)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pieces;
+        impl<'de> Visitor<'de> for Pieces {
+            type Value = Merge<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("two pieces")
+            }
+
+            fn visit_str<E: de::Error>(self, line: &str) -> Result<Self::Value, E> {
+                Ok(Merge::Line(Cow::Owned(line.to_owned())))
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, line: &'de str) -> Result<Self::Value, E> {
+                Ok(Merge::Line(Cow::Borrowed(line)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut pieces: A) -> Result<Self::Value, A::Error> {
+                let mut piece = |index| pieces.next_element()?.ok_or_else(|| de::Error::invalid_length(index, &self));
+                let (Text(left), Text(right)) = (piece(0)?, piece(1)?);
+                Ok(Merge::Pair(left, right))
+            }
+        }
+        deserializer.deserialize_any(Pieces)
+    }
 }
 
 #[derive(Deserialize)]
@@ -150,12 +210,15 @@ fn check_model(model: &Model<'_>) -> Result<(), TokenizerError> {
             return unsupported(format!("model.{key} is not implemented"));
         }
     }
+    let mut joined = String::new();
     for merge in &model.merges {
         let (left, right) = match merge {
             Merge::Pair(left, right) => (left.as_ref(), right.as_ref()),
             Merge::Line(line) => line.split_once(' ').unwrap_or((line.as_ref(), "")),
         };
-        if ![left, right, &format!("{left}{right}")].iter().all(|&piece| vocab.contains_key(piece)) {
+        joined.clear();
+        joined.extend([left, right]);
+        if ![left, right, &joined].iter().all(|&piece| vocab.contains_key(piece)) {
             return Err(TokenizerError::Corrupt(format!(
                 "tokenizer.json: the merge of {left:?} and {right:?} names a piece that the vocabulary lacks"
             )));

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use ernie_proto::ernie::v1::{GenerateResponse, generate_response::Event};
-use tonic::{Code, Request, Status, Streaming, transport::Endpoint};
+use tonic::{Code, Streaming, transport::Endpoint};
 use tonic_types::StatusExt;
 
-use super::running::{Running, chat, complete, endless, greedy, read, until, within};
+use super::running::{Running, chat, complete, endless, greedy, read, status_in_time, until, within};
 
+const COMPLETE: &str = "/ernie.v1.Inference/Complete";
 const RUNNING: &str = "vllm:num_requests_running{";
 const WAITING: &str = "vllm:num_requests_waiting{";
 const ABORTED: &str = "vllm:request_success_total{engine=\"0\",finished_reason=\"abort\"";
@@ -130,24 +131,20 @@ async fn a_hundred_requests_against_room_for_eight_all_end_definitely() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_ends_an_answer_and_frees_its_work() {
     let worker = Running::start(&[]).await;
-    let mut request = Request::new(complete("It was", endless()));
-    // Only the server is told, so that the status is the server's own.
-    request.metadata_mut().insert("grpc-timeout", "150m".parse().expect("metadata"));
-    let ended: Result<_, Status> = match worker.client().await.complete(request).await {
-        Ok(stream) => read(stream.into_inner()).await.map(|_| ()),
-        Err(status) => Err(status),
-    };
-    assert_eq!(ended.expect_err("too late").code(), Code::DeadlineExceeded);
+    let status = status_in_time(worker.grpc, COMPLETE, "150m", &complete("It was", endless())).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
     worker.figure_becomes(RUNNING, 0.0).await;
+    worker
+        .figure_becomes("grpc_server_handled_total{grpc_code=\"DeadlineExceeded\",grpc_method=\"Complete\"", 1.0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_that_has_passed_is_refused_at_once() {
     let worker = Running::start(&[]).await;
-    let mut request = Request::new(complete("It was", greedy(1)));
-    request.metadata_mut().insert("grpc-timeout", "0n".parse().expect("metadata"));
-    let status = worker.client().await.complete(request).await.expect_err("too late");
+    let status = status_in_time(worker.grpc, COMPLETE, "0n", &complete("It was", greedy(1))).await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert_eq!(worker.figure("vllm:prompt_tokens_total{").await, 0.0, "nothing was computed for it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

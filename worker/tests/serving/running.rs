@@ -231,6 +231,31 @@ async fn read_on(mut stream: Streaming<GenerateResponse>) -> Result<Answer, Stat
     Ok(answer)
 }
 
+/// The status of a call whose `grpc-timeout` only the server sees: the usual client would end the call itself.
+pub async fn status_in_time(address: SocketAddr, path: &str, timeout: &str, request: &impl prost::Message) -> Status {
+    let stream = TcpStream::connect(address).await.expect("connects");
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    let message = request.encode_to_vec();
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len()).expect("a small message").to_be_bytes());
+    body.extend(message);
+    let request = http::Request::post(format!("http://{address}{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", timeout)
+        .body(http_body_util::Full::new(Bytes::from(body)))
+        .expect("a request");
+    let response = within(sender.send_request(request)).await.expect("a response");
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        return status;
+    }
+    let body = within(http_body_util::BodyExt::collect(response.into_body())).await.expect("a body");
+    Status::from_header_map(body.trailers().expect("trailers")).expect("a status")
+}
+
 /// Calls a method with bytes instead of a message, and returns the bytes of the first message.
 pub async fn call_with_bytes(channel: Channel, path: &'static str, bytes: Bytes) -> Result<Bytes, Status> {
     let mut client = tonic::client::Grpc::new(channel);

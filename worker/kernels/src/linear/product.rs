@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::elementwise::{load, store};
 use crate::matrix::with_element;
 use crate::memory::Disjoint;
-use crate::panel::{Element, Prefetch, has_tile, tile};
+use crate::panel::{Element, F32, Prefetch, has_tile, tile, widen};
 use crate::scratch::{self, Vector};
 use crate::simd::{Kernel, Simd, math};
 use crate::{Cpu, Matrix, Rows, RowsMut};
@@ -18,6 +18,10 @@ const K_BLOCK: usize = 256;
 const ROW_BLOCK: usize = 96;
 /// Most panels of a task.
 const PANEL_BLOCK: usize = 8;
+/// Most panels that a register tile covers.
+const MOST_WIDE: usize = 4;
+/// Up to so many tiles of rows, a task walks along each panel; more of them are worth widening the weights first.
+const FEW_TILES: usize = 2;
 /// Activations below this many numbers are packed by the caller alone.
 const PACK_ALONE: usize = 1 << 15;
 
@@ -118,9 +122,11 @@ pub(crate) fn run(cpu: &Cpu, products: &mut [Product<'_>]) {
             let product = &shared[task.product];
             let first_row = product.tiles.start(task.tiles.start);
             let rows = product.tiles.start(task.tiles.end) - first_row;
-            scratch::with(&scratch::SUMS, rows * task.panels.len(), Vector::ZERO, |sums| {
+            let len = rows * task.panels.len();
+            scratch::with(&scratch::SUMS, len + MOST_WIDE * K_BLOCK, Vector::ZERO, |memory| {
+                let (sums, widened) = memory.split_at_mut(len);
                 with_element!(product.weight.format(), E => {
-                    cpu.dispatch(Compute::<E> { product, task, first_row, rows, sums, element: PhantomData });
+                    cpu.dispatch(Compute::<E> { product, task, first_row, rows, sums, widened, element: PhantomData });
                 });
             });
         });
@@ -181,13 +187,14 @@ fn split(products: &[Shared<'_>], threads: usize) -> Vec<Task> {
     tasks
 }
 
-/// One task at one level, with memory for its sums: `[panel][row]`, one vector each.
+/// One task at one level, with memory for its sums, `[panel][row]`, one vector each, and for widened weights.
 struct Compute<'a, E> {
     product: &'a Shared<'a>,
     task: &'a Task,
     first_row: usize,
     rows: usize,
     sums: &'a mut [Vector],
+    widened: &'a mut [Vector],
     element: PhantomData<E>,
 }
 
@@ -196,8 +203,8 @@ impl<E: Element> Kernel for Compute<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Compute { product, task, first_row, rows, sums, element } = self;
-        let mut block = Block { s, product, task, first_row, rows, sums, element };
+        let Compute { product, task, first_row, rows, sums, widened, element } = self;
+        let mut block = Block { s, product, task, first_row, rows, sums, widened, element };
         block.compute();
         block.finish();
     }
@@ -211,6 +218,7 @@ struct Block<'a, S, E> {
     first_row: usize,
     rows: usize,
     sums: &'a mut [Vector],
+    widened: &'a mut [Vector],
     element: PhantomData<E>,
 }
 
@@ -222,38 +230,76 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
         // The widest tile decides how many panels are worked on at once.
         let wide = match self.rows.div_ceil(tiles.len().max(1)) {
             1 => 4,
-            2 | 3 => 2,
+            2 => 2,
             _ if S::WIDE => 2,
             _ => 1,
         };
-        if tiles.len() <= 2 {
+        if tiles.len() <= FEW_TILES {
             for panel in self.task.panels.clone().step_by(wide) {
                 for start in (0..k).step_by(K_BLOCK) {
-                    self.panels(panel, wide, start);
+                    self.add_panels(panel, wide, start);
                 }
             }
         } else {
             for start in (0..k).step_by(K_BLOCK) {
                 for panel in self.task.panels.clone().step_by(wide) {
-                    self.panels(panel, wide, start);
+                    if E::NARROW {
+                        self.add_panels_widened(panel, wide, start);
+                    } else {
+                        self.add_panels(panel, wide, start);
+                    }
                 }
             }
         }
     }
 
-    /// Adds the block of `k` from `start` for up to `wide` panels and all tiles.
+    /// The block of `k` from `start` of a panel.
     #[inline(always)]
-    fn panels(&mut self, panel: usize, wide: usize, start: usize) {
-        let left = self.task.panels.end - panel;
+    fn block_of(&self, panel: usize, start: usize) -> &[u8] {
+        let weight = self.product.weight;
+        let pairs = (weight.inputs() - start).min(K_BLOCK).div_ceil(2);
+        &weight.panel(panel)[start / 2 * E::PAIR_BYTES..][..pairs * E::PAIR_BYTES]
+    }
+
+    /// Adds a block of `k` for up to `wide` panels and all tiles.
+    #[inline(always)]
+    fn add_panels(&mut self, panel: usize, wide: usize, start: usize) {
+        let mut blocks = [std::ptr::null(); MOST_WIDE];
+        let wide = wide.min(self.task.panels.end - panel);
+        for (p, block) in blocks[..wide].iter_mut().enumerate() {
+            *block = self.block_of(panel + p, start).as_ptr();
+        }
+        let k = self.product.weight.inputs();
+        self.add_tiles::<E>(panel, &blocks[..wide], start, Prefetch::new::<E>(start / 2, k.div_ceil(2), wide));
+    }
+
+    /// The same with the panels widened first, once for all tiles.
+    #[inline(always)]
+    fn add_panels_widened(&mut self, panel: usize, wide: usize, start: usize) {
+        let mut blocks = [std::ptr::null(); MOST_WIDE];
+        let wide = wide.min(self.task.panels.end - panel);
+        let mut widened = std::mem::take(&mut self.widened);
+        for (p, block) in blocks[..wide].iter_mut().enumerate() {
+            let to = &mut widened[p * K_BLOCK..][..K_BLOCK];
+            widen::<S, E>(self.s, self.block_of(panel + p, start), to);
+            *block = to.as_ptr().cast();
+        }
+        self.add_tiles::<F32>(panel, &blocks[..wide], start, Prefetch::ON);
+        self.widened = widened;
+    }
+
+    /// Adds a block of `k`, at `blocks` in the format `X`, for all tiles.
+    #[inline(always)]
+    fn add_tiles<X: Element>(&mut self, panel: usize, blocks: &[*const u8], start: usize, prefetch: Prefetch) {
         for tile in self.task.tiles.clone() {
             let first = self.product.tiles.start(tile);
             let rows = self.product.tiles.start(tile + 1) - first;
             macro_rules! widths {
-                ($($rows:literal: $($wide:literal)*;)*) => {
-                    match (rows, wide.min(left)) {
-                        $($(($rows, $wide) => self.add::<$rows, $wide>(panel, first, start),)*)*
-                        $(($rows, _) => for p in panel..panel + wide.min(left) {
-                            self.add::<$rows, 1>(p, first, start);
+                ($($rows:literal: $wide:literal;)*) => {
+                    match (rows, blocks.len()) {
+                        $(($rows, $wide) => self.add::<X, $rows, $wide>(panel, blocks, first, start, prefetch),)*
+                        $(($rows, _) => for p in 0..blocks.len() {
+                            self.add::<X, $rows, 1>(panel + p, &blocks[p..], first, start, prefetch);
                         },)*
                         _ => unreachable!("tiles have at most {} rows", S::ROWS),
                     }
@@ -263,23 +309,28 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
         }
     }
 
-    /// Adds the block of `k` from `start` for `P` panels and the tile of `R` rows from `first`.
+    /// Adds a block of `k` for `P` panels and the tile of `R` rows from `first`.
     #[inline(always)]
-    fn add<const R: usize, const P: usize>(&mut self, panel: usize, first: usize, start: usize) {
+    fn add<X: Element, const R: usize, const P: usize>(
+        &mut self,
+        panel: usize,
+        blocks: &[*const u8],
+        first: usize,
+        start: usize,
+        prefetch: Prefetch,
+    ) {
         if const { !has_tile::<S, R, P>() } {
             unreachable!("no tile of {R} rows and {P} panels at this level");
         }
-        let (s, weight) = (self.s, self.product.weight);
-        let k = weight.inputs();
+        let s = self.s;
+        let k = self.product.weight.inputs();
         let len = (k - start).min(K_BLOCK);
         let a = &self.product.packed[first * k + start * R..][..len * R];
         let mut panels = [std::ptr::null(); P];
-        for (p, pointer) in panels.iter_mut().enumerate() {
-            *pointer = weight.panel(panel + p)[start / 2 * E::PAIR_BYTES..][..len.div_ceil(2) * E::PAIR_BYTES].as_ptr();
-        }
-        let prefetch = Prefetch::new::<E>(start / 2, k.div_ceil(2), P);
-        // SAFETY: `a` holds `R` numbers for each of `len` k; each panel was just sliced to the pairs of `len`.
-        let sums = unsafe { tile::<S, E, R, P, 1, R>(s, a.as_ptr(), panels, len, prefetch, [[s.splat(0.0); P]; R]) };
+        panels.copy_from_slice(&blocks[..P]);
+        // SAFETY: `a` holds `R` numbers for each of `len` k. Each block is the part of a panel that `block_of` has cut
+        // to the pairs of `len`, or a copy of it in `widened`, which is `K_BLOCK` long.
+        let sums = unsafe { tile::<S, X, R, P, 1, R>(s, a.as_ptr(), panels, len, prefetch, [[s.splat(0.0); P]; R]) };
         for p in 0..P {
             let at = (panel + p - self.task.panels.start) * self.rows + first - self.first_row;
             let to = &mut self.sums[at..at + R];

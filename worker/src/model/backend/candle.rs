@@ -46,7 +46,7 @@ pub struct CandleBackend {
     device: Device,
     /// The format of weights.
     stored: DType,
-    /// The format of activations and of the cache.
+    /// The format of activations.
     working: DType,
     frequencies: Frequencies,
     /// Keys and values of each layer, `[blocks · 32, kv_heads · head_dim]`.
@@ -61,9 +61,10 @@ impl CandleBackend {
     pub fn new(device: Device, shape: &CandleShape) -> LoadResult<Self> {
         let stored = dtype(shape.dtype);
         // candle's CPU operations round half precision after each step: single precision keeps what the weights have
-        let working = if device.is_cpu() && stored == DType::F16 { DType::F32 } else { stored };
+        let working = if device.is_cpu() { DType::F32 } else { stored };
+        let cached = if stored == DType::BF16 { stored } else { working };
         let slots = shape.blocks * BLOCK_TOKENS;
-        let empty = || Tensor::zeros((slots, shape.kv_width), working, &device).map_err(ComputeError::from);
+        let empty = || Tensor::zeros((slots, shape.kv_width), cached, &device).map_err(ComputeError::from);
         let cache = (0..shape.layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
         let frequencies = Frequencies::new(shape.rope_theta, shape.head_dim);
         Ok(Self { device, stored, working, frequencies, cache })
@@ -238,7 +239,8 @@ impl Backend for CandleBackend {
     fn silu_mul(&self, gate_up: &Tensor) -> Result<Tensor> {
         let inner = gate_up.dim(1)? / 2;
         let (gate, up) = (gate_up.narrow(1, 0, inner)?, gate_up.narrow(1, inner, inner)?);
-        Ok((gate.silu()? * up)?)
+        // in single precision: candle's half-precision silu rounds after each of its steps
+        Ok((gate.to_dtype(DType::F32)?.silu()?.to_dtype(up.dtype())? * up)?)
     }
 
     fn rope(&self, x: &mut Tensor, columns: Range<usize>, step: &Step<'_, Prepared>) -> Result<()> {
@@ -271,7 +273,8 @@ impl Backend for CandleBackend {
         step: &Step<'_, Prepared>,
     ) -> Result<()> {
         let (keys, values) = &self.cache[layer];
-        let slice = |columns: Range<usize>| qkv.narrow(1, columns.start, columns.len())?.contiguous();
+        let slice =
+            |columns: Range<usize>| qkv.narrow(1, columns.start, columns.len())?.contiguous()?.to_dtype(keys.dtype());
         keys.scatter_set(&step.state.slots, &slice(shape.key())?, 0)?;
         values.scatter_set(&step.state.slots, &slice(shape.value())?, 0)?;
         Ok(())
@@ -285,14 +288,16 @@ impl Backend for CandleBackend {
         for Sequence { rows, seen, mask } in &step.state.sequences {
             let (count, length) = mask.dims2()?;
             let gather = |cache: &Tensor| {
-                cache.index_select(seen, 0)?.reshape((length, kv_heads, head_dim))?.transpose(0, 1)?.contiguous()
+                let seen = cache.index_select(seen, 0)?.to_dtype(qkv.dtype())?;
+                seen.reshape((length, kv_heads, head_dim))?.transpose(0, 1)?.contiguous()
             };
             let query = qkv.narrow(0, rows.start, count)?.narrow(1, 0, shape.query().len())?;
             // the queries that share a key head lie below each other
             let query = query.reshape((count, kv_heads, group, head_dim))?.permute((1, 2, 0, 3))?;
             let query = query.contiguous()?.reshape((kv_heads, group * count, head_dim))?;
-            let scores = (query.matmul(&gather(keys)?.transpose(1, 2)?.contiguous()?)? / (head_dim as f64).sqrt())?;
-            let scores = scores.reshape((kv_heads, group, count, length))?.to_dtype(DType::F32)?.broadcast_add(mask)?;
+            let scores = query.matmul(&gather(keys)?.transpose(1, 2)?.contiguous()?)?.to_dtype(DType::F32)?;
+            let scores = (scores / (head_dim as f64).sqrt())?.reshape((kv_heads, group, count, length))?;
+            let scores = scores.broadcast_add(mask)?;
             let weights = softmax(&scores)?.to_dtype(qkv.dtype())?.reshape((kv_heads, group * count, length))?;
             let out = weights.matmul(&gather(values)?)?.reshape((kv_heads, group, count, head_dim))?;
             mixed.push(out.permute((2, 0, 1, 3))?.reshape((count, shape.query().len()))?);

@@ -1,0 +1,231 @@
+//! The golden folders.
+
+use ernie_worker::eval::evaluate::{Sequence, Settings, evaluate};
+use ernie_worker::model::DtypeChoice;
+
+use crate::reference::{DENSE, Engine, F32, MOE, Reference, distance, folder, near, single};
+
+/// The tolerance of a folder in its own number format.
+fn tolerance(name: &str) -> f32 {
+    match name {
+        "dense-bf16" => 0.25,
+        "moe-bf16" => 0.6,
+        _ => F32,
+    }
+}
+
+fn is_bf16(name: &str) -> bool {
+    name.ends_with("bf16")
+}
+
+fn all_folders() -> impl Iterator<Item = &'static str> {
+    DENSE.into_iter().chain(MOE)
+}
+
+#[test]
+fn logits_equal_the_reference_in_every_folder_on_every_backend() {
+    for engine in Engine::all() {
+        for name in all_folders() {
+            let reference = Reference::of(name);
+            let result = engine.run(name, &reference.prompt(), &Settings::default());
+            near(&format!("{name} {engine:?}"), &result.logits, &reference.floats("logits"), tolerance(name));
+        }
+    }
+}
+
+#[test]
+fn every_stage_equals_the_reference_in_f32() {
+    for engine in Engine::all() {
+        for name in all_folders().filter(|name| !is_bf16(name)) {
+            let reference = Reference::of(name);
+            let settings = Settings { trace: true, ..Settings::default() };
+            let result = engine.run(name, &reference.prompt(), &settings);
+            let stages = reference.names();
+            let stages = stages.iter().filter(|name| *name == "embed" || *name == "norm" || name.starts_with("layer."));
+            assert_eq!(stages.clone().count(), result.trace.activations.len(), "{name}: stages");
+            for stage in stages {
+                let (_, rows) = result.trace.activations.iter().find(|(known, _)| known == stage).expect("traced");
+                near(&format!("{name} {engine:?} {stage}"), rows, &reference.floats(stage), F32);
+            }
+        }
+    }
+}
+
+#[test]
+fn routers_choose_the_reference_s_experts_with_its_weights() {
+    for engine in Engine::all() {
+        for name in MOE {
+            let reference = Reference::of(name);
+            let settings = Settings { trace: true, ..Settings::default() };
+            let result = engine.run(name, &reference.prompt(), &settings);
+            let layers = reference.names().iter().filter(|name| name.ends_with(".index")).count();
+            assert_eq!(result.trace.routers.len(), layers, "{name}: layers with experts");
+            let (scores, weights) = if is_bf16(name) { (0.25, 0.02) } else { (F32, 1e-4) };
+            for router in &result.trace.routers {
+                let layer = format!("router.{}", router.layer);
+                near(&format!("{name} {layer}"), &router.logits, &reference.floats(&format!("{layer}.logits")), scores);
+                let expected_index = reference.numbers(&format!("{layer}.index"));
+                let expected_weight = reference.floats(&format!("{layer}.weight"));
+                for row in 0..result.trace.count {
+                    let places = row * router.routes.active..(row + 1) * router.routes.active;
+                    // as sets: equal scores may come in either order
+                    let pairs = |index: &[u32], weight: &[f32]| {
+                        let mut pairs: Vec<(u32, f32)> =
+                            places.clone().map(|place| (index[place], weight[place])).collect();
+                        pairs.sort_by_key(|pair| pair.0);
+                        pairs
+                    };
+                    let (ours, theirs) =
+                        (pairs(&router.routes.index, &router.routes.weight), pairs(&expected_index, &expected_weight));
+                    for ((expert, weight), (expected, expected_weight)) in ours.into_iter().zip(theirs) {
+                        assert_eq!(expert, expected, "{name} {layer} row {row}");
+                        assert!((weight - expected_weight).abs() <= weights, "{name} {layer} row {row}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_decoding_with_the_cache_gives_the_reference_s_tokens() {
+    for engine in Engine::all() {
+        for name in all_folders().filter(|name| !is_bf16(name)) {
+            let reference = Reference::of(name);
+            let expected = reference.numbers("greedy.tokens");
+            let settings = Settings { generate: expected.len(), ..Settings::default() };
+            let result = engine.run(name, &reference.prompt(), &settings);
+            assert_eq!(result.greedy_tokens, expected, "{name} {engine:?}");
+            near(&format!("{name} {engine:?} greedy"), &result.greedy_logits, &reference.floats("greedy.logits"), F32);
+        }
+    }
+}
+
+#[test]
+fn bf16_fed_with_the_reference_s_tokens_stays_near_its_rows() {
+    for engine in Engine::all() {
+        for name in all_folders().filter(|name| is_bf16(name)) {
+            let reference = Reference::of(name);
+            let (prompt, tokens) = (reference.prompt().ids, reference.numbers("greedy.tokens"));
+            let expected = reference.floats("greedy.logits");
+            let vocab = expected.len() / tokens.len();
+            let fed = Sequence { ids: [&prompt[..], &tokens[..tokens.len() - 1]].concat(), positions: None };
+            let result = engine.run(name, &fed, &Settings::default());
+            let rows = &result.logits[(prompt.len() - 1) * vocab..];
+            near(&format!("{name} {engine:?} fed"), rows, &expected, 0.7);
+            for (ours, theirs) in rows.chunks(vocab).zip(expected.chunks(vocab)) {
+                let best = |row: &[f32]| row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let choice = ours.iter().position(|&logit| logit == best(ours)).expect("a largest");
+                assert!(theirs[choice] >= best(theirs) - 0.5, "{name} {engine:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn far_positions_turn_by_angles_rounded_as_the_reference_rounds_them() {
+    for engine in Engine::all() {
+        for name in all_folders() {
+            let reference = Reference::of(name);
+            let result = engine.run(name, &reference.gap_prompt(), &Settings::default());
+            near(&format!("{name} {engine:?} gap"), &result.logits, &reference.floats("gap.logits"), tolerance(name));
+        }
+    }
+}
+
+#[test]
+fn bf16_weights_in_f32_equal_the_reference_s_f32_pass() {
+    for engine in Engine::all() {
+        for name in all_folders().filter(|name| is_bf16(name)) {
+            let reference = Reference::of(name);
+            let mut executor = engine.load(&folder(name), DtypeChoice::Float32, &[]);
+            let result = single(&mut executor, &reference.prompt(), &Settings::default());
+            near(&format!("{name} {engine:?} in f32"), &result.logits, &reference.floats("f32.logits"), F32);
+        }
+    }
+}
+
+#[test]
+fn f16_weights_stay_near_f32() {
+    for engine in Engine::all() {
+        for name in all_folders().filter(|name| !is_bf16(name)) {
+            let reference = Reference::of(name);
+            let mut executor = engine.load(&folder(name), DtypeChoice::Float16, &[]);
+            let result = single(&mut executor, &reference.prompt(), &Settings::default());
+            near(&format!("{name} {engine:?} in f16"), &result.logits, &reference.floats("logits"), 0.05);
+        }
+    }
+}
+
+#[test]
+fn chunks_of_any_size_give_the_logits_and_tokens_of_one_pass() {
+    for name in ["dense-tied", "dense-mha", "moe-shared", "moe-noshared"] {
+        let reference = Reference::of(name);
+        for engine in Engine::all() {
+            for chunk in [1, 2, 5, 7, 18] {
+                let settings = Settings { chunk, generate: 24, ..Settings::default() };
+                let result = engine.run(name, &reference.prompt(), &settings);
+                let what = format!("{name} {engine:?} in chunks of {chunk}");
+                near(&what, &result.logits, &reference.floats("logits"), F32);
+                assert_eq!(result.greedy_tokens, reference.numbers("greedy.tokens"), "{what}");
+            }
+        }
+    }
+}
+
+/// Sequences of many lengths: the prompt, its beginnings, and the prompt at far positions.
+fn mixed(reference: &Reference) -> Vec<Sequence> {
+    let prompt = reference.prompt();
+    let mut sequences: Vec<Sequence> = [1, 3, 8, 19, 12]
+        .into_iter()
+        .map(|length| Sequence { ids: prompt.ids[..length].to_vec(), positions: None })
+        .collect();
+    sequences.insert(2, reference.gap_prompt());
+    sequences
+}
+
+#[test]
+fn a_mixed_batch_in_chunks_gives_what_each_sequence_gives_alone() {
+    for name in ["dense-tied", "dense-bias", "dense-bf16", "moe-shared", "moe-bf16"] {
+        let reference = Reference::of(name);
+        let sequences = mixed(&reference);
+        for engine in Engine::all() {
+            let mut executor = engine.load(&folder(name), DtypeChoice::Float32, &[]);
+            let alone = Settings { generate: 6, trace: true, ..Settings::default() };
+            let expected: Vec<_> = sequences.iter().map(|sequence| single(&mut executor, sequence, &alone)).collect();
+            for chunk in [4, 64] {
+                let settings = Settings { chunk, ..alone };
+                let results = evaluate(&mut executor, &sequences, &settings).expect("evaluated");
+                for (index, (result, expected)) in results.iter().zip(&expected).enumerate() {
+                    let what = format!("{name} {engine:?} sequence {index} in chunks of {chunk}");
+                    near(&what, &result.logits, &expected.logits, 1e-4);
+                    near(&what, &result.greedy_logits, &expected.greedy_logits, 1e-4);
+                    assert_eq!(result.greedy_tokens, expected.greedy_tokens, "{what}");
+                    for ((stage, rows), (_, expected)) in
+                        result.trace.activations.iter().zip(&expected.trace.activations)
+                    {
+                        assert!(distance(rows, expected) < 1e-4, "{what} {stage}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_kernels_give_the_same_bits_in_batches_chunks_and_any_number_of_threads() {
+    for name in ["dense-tied", "dense-bf16", "moe-shared"] {
+        let sequences = mixed(&Reference::of(name));
+        let mut executor = Engine::best().load(&folder(name), DtypeChoice::Auto, &[]);
+        let settings = Settings { generate: 8, ..Settings::default() };
+        let expected: Vec<_> = sequences.iter().map(|sequence| single(&mut executor, sequence, &settings)).collect();
+        for chunk in [1, 3, 64] {
+            let results = evaluate(&mut executor, &sequences, &Settings { chunk, ..settings }).expect("evaluated");
+            for (result, expected) in results.iter().zip(&expected) {
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&result.logits), bits(&expected.logits), "{name} in chunks of {chunk}");
+                assert_eq!(bits(&result.greedy_logits), bits(&expected.greedy_logits), "{name} in chunks of {chunk}");
+            }
+        }
+    }
+}
