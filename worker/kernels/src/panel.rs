@@ -29,6 +29,8 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     const PAIR_BYTES: usize;
     /// Whether loading widens, which is then worth doing once for many rows.
     const NARROW: bool;
+    /// The largest number that rounding to the format leaves finite, or the largest of all.
+    const LARGEST: f32 = f32::MAX;
 
     /// The even and the odd row of a pair, widened.
     ///
@@ -127,6 +129,7 @@ impl Element for Bf16 {
 impl Element for F16 {
     const PAIR_BYTES: usize = 2 * COLUMNS * 2;
     const NARROW: bool = true;
+    const LARGEST: f32 = 65504.0;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {

@@ -18,6 +18,9 @@ pub enum KvFormat {
     F32,
     /// bfloat16, rounded to nearest even.
     Bf16,
+    /// IEEE half precision, rounded to nearest even: the bytes of bfloat16 with eight times its precision. A finite
+    /// number beyond ±65504 is kept as that.
+    F16,
 }
 
 /// Runs `$body` with `$E` standing for the element type of `$format`.
@@ -30,6 +33,10 @@ macro_rules! with_kv_element {
             }
             $crate::KvFormat::Bf16 => {
                 type $E = $crate::panel::Bf16;
+                $body
+            }
+            $crate::KvFormat::F16 => {
+                type $E = $crate::panel::F16;
                 $body
             }
         }
@@ -187,13 +194,19 @@ fn put_token<E: Element>(region: &mut [u8], offset: usize, key: &[f32], value: &
     let (keys, values) = region.split_at_mut(KEY_PANELS * sizes.key_panel);
     let panel = &mut keys[offset / COLUMNS * sizes.key_panel..][..sizes.key_panel];
     for (dim, &number) in key.iter().enumerate() {
-        E::put(panel, dim, offset % COLUMNS, number);
+        E::put(panel, dim, offset % COLUMNS, in_range::<E>(number));
     }
     for (panel, numbers) in values.chunks_exact_mut(sizes.value_panel).zip(value.chunks(COLUMNS)) {
         for (column, &number) in numbers.iter().enumerate() {
-            E::put(panel, offset, column, number);
+            E::put(panel, offset, column, in_range::<E>(number));
         }
     }
+}
+
+/// A finite number, or the largest of the format in its place; what is not finite stays so.
+#[inline(always)]
+fn in_range<E: Element>(number: f32) -> f32 {
+    if number.is_finite() { number.clamp(-E::LARGEST, E::LARGEST) } else { number }
 }
 
 impl std::fmt::Debug for KvCache {

@@ -278,7 +278,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
     fn add_panels_widened(&mut self, panel: usize, wide: usize, start: usize) {
         let mut blocks = [std::ptr::null(); MOST_WIDE];
         let wide = wide.min(self.task.panels.end - panel);
-        let mut widened = std::mem::take(&mut self.widened);
+        let widened = std::mem::take(&mut self.widened);
         for (p, block) in blocks[..wide].iter_mut().enumerate() {
             let to = &mut widened[p * K_BLOCK..][..K_BLOCK];
             widen::<S, E>(self.s, self.block_of(panel + p, start), to);

@@ -1,6 +1,6 @@
 //! The paged cache and attention over it.
 
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::guard::{Guarded, gathered, side, strided};
@@ -31,7 +31,7 @@ fn case() -> impl Strategy<Value = Case> {
     // Over the tile (64), the split (512) and the row block (48).
     let length = prop_oneof![4 => 1usize..80, 1 => 500usize..530, 1 => 1000usize..1100];
     let window = prop_oneof![3 => Just(None), 1 => (1usize..90).prop_map(Some)];
-    let format = prop::sample::select(vec![KvFormat::F32, KvFormat::Bf16]);
+    let format = prop::sample::select(vec![KvFormat::F32, KvFormat::Bf16, KvFormat::F16]);
     (
         prop::collection::vec(length, 1..3),
         1usize..3,
@@ -63,7 +63,11 @@ impl Case {
 
     /// Sequences whose blocks lie in descending order.
     fn sequences(&self) -> Vec<Sequence> {
-        let stored = |x: f32| if self.format == KvFormat::Bf16 { bf16::from_f32(x).to_f32() } else { x };
+        let stored = |x: f32| match self.format {
+            KvFormat::F32 => x,
+            KvFormat::Bf16 => bf16::from_f32(x).to_f32(),
+            KvFormat::F16 => f16::from_f32(x).to_f32(),
+        };
         // From the last one down; block 0 stays free.
         let mut free = (1..self.blocks() as u32).rev();
         let width = self.kv_heads * self.dim;
