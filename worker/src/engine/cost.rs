@@ -159,10 +159,11 @@ impl CostModel {
             row[TERMS] = if used[i] { self.decoding.vector[i] + self.reading.vector[i] } else { 0.0 };
         }
         for pivot in 0..TERMS {
-            for lower in pivot + 1..TERMS {
-                let factor = rows[lower][pivot] / rows[pivot][pivot];
-                for column in pivot..=TERMS {
-                    rows[lower][column] -= factor * rows[pivot][column];
+            let upper = rows[pivot];
+            for row in &mut rows[pivot + 1..] {
+                let factor = row[pivot] / upper[pivot];
+                for (entry, above) in row.iter_mut().zip(upper) {
+                    *entry -= factor * above;
                 }
             }
         }

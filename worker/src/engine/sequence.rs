@@ -108,9 +108,9 @@ impl Sequence {
             return;
         }
         chain.extend(pool, &self.tokens, full);
-        let blocks = self.tokens.as_chunks::<BLOCK_TOKENS>().0;
-        for index in residence.published..full {
-            pool.publish(residence.blocks[index], chain.keys[index + 1], chain.keys[index], &blocks[index]);
+        let links = chain.keys.windows(2).zip(self.tokens.as_chunks::<BLOCK_TOKENS>().0);
+        for (&block, (keys, tokens)) in residence.blocks[..full].iter().zip(links).skip(residence.published) {
+            pool.publish(block, keys[1], keys[0], tokens);
         }
         residence.published = full;
     }
@@ -124,8 +124,9 @@ impl Chain {
     /// Works out the keys of the first `count` blocks, all of them full.
     fn extend(&mut self, pool: &Blocks, tokens: &[u32], count: usize) {
         let blocks = tokens.as_chunks::<BLOCK_TOKENS>().0;
-        for index in self.keys.len() - 1..count {
-            self.keys.push(pool.key(self.keys[index], &blocks[index]));
+        for block in blocks.iter().take(count).skip(self.keys.len() - 1) {
+            let parent = self.keys[self.keys.len() - 1];
+            self.keys.push(pool.key(parent, block));
         }
     }
 }
