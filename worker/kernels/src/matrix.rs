@@ -313,7 +313,7 @@ fn pack_rows<E: Element, const N: usize>(
 ) {
     for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
         for (k, bytes) in bytes.as_chunks::<N>().0.iter().enumerate() {
-            E::put(panel, k, column + row, read(*bytes));
+            E::put(panel, k, column + row, E::round(read(*bytes)));
         }
     }
 }
@@ -327,7 +327,7 @@ fn pack_bf16(panel: &mut [u8], column: usize, bytes: &[u8], row_bytes: usize) {
             line.as_chunks_mut::<4>().0[column + row] = pair.to_ne_bytes();
         }
         if let [a, b] = *last {
-            Bf16::put(panel, 2 * pairs.len(), column + row, read_bf16([a, b]));
+            Bf16::put(panel, 2 * pairs.len(), column + row, u16::from_le_bytes([a, b]));
         }
     }
 }
@@ -346,7 +346,7 @@ fn pack_f16<const N: usize>(
             if value.is_finite() && f16::from_f32(value).is_infinite() {
                 return Err(OutOfRange { value, row, column: k });
             }
-            F16::put(panel, k, column + row, value);
+            F16::put(panel, k, column + row, F16::round(value));
         }
     }
     Ok(())

@@ -15,7 +15,7 @@
 use half::{bf16, f16};
 
 use crate::scratch::Vector;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, math};
 
 /// Columns of a panel.
 pub(crate) const COLUMNS: usize = LANES;
@@ -31,6 +31,8 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     const NARROW: bool;
     /// The largest number that rounding to the format leaves finite, or the largest of all.
     const LARGEST: f32 = f32::MAX;
+    /// A number as it is stored.
+    type Stored: Copy;
 
     /// The even and the odd row of a pair, widened.
     ///
@@ -41,8 +43,14 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// Byte offset of a number in its panel.
     fn offset(k: usize, column: usize) -> usize;
 
-    /// Writes `value`, rounded, to its place in `panel`.
-    fn put(panel: &mut [u8], k: usize, column: usize, value: f32);
+    /// `value`, rounded.
+    fn round(value: f32) -> Self::Stored;
+
+    /// Sixteen numbers, rounded.
+    fn round_all<S: Simd>(s: S, values: S::V) -> [Self::Stored; COLUMNS];
+
+    /// Writes a number to its place in `panel`.
+    fn put(panel: &mut [u8], k: usize, column: usize, value: Self::Stored);
 
     /// Reads a number from its place in `panel`.
     fn get(panel: &[u8], k: usize, column: usize) -> f32;
@@ -74,6 +82,7 @@ fn bytes<const N: usize>(panel: &[u8], at: usize) -> [u8; N] {
 impl Element for F32 {
     const PAIR_BYTES: usize = 2 * COLUMNS * 4;
     const NARROW: bool = false;
+    type Stored = f32;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
@@ -84,6 +93,18 @@ impl Element for F32 {
     #[inline(always)]
     fn offset(k: usize, column: usize) -> usize {
         (k * COLUMNS + column) * 4
+    }
+
+    #[inline(always)]
+    fn round(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn round_all<S: Simd>(s: S, values: S::V) -> [f32; COLUMNS] {
+        let mut stored = [0.0; COLUMNS];
+        s.store(&mut stored, values);
+        stored
     }
 
     #[inline(always)]
@@ -101,6 +122,7 @@ impl Element for F32 {
 impl Element for Bf16 {
     const PAIR_BYTES: usize = 2 * COLUMNS * 2;
     const NARROW: bool = true;
+    type Stored = u16;
 
     #[inline(always)]
     unsafe fn pair<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
@@ -115,9 +137,19 @@ impl Element for Bf16 {
     }
 
     #[inline(always)]
-    fn put(panel: &mut [u8], k: usize, column: usize, value: f32) {
+    fn round(value: f32) -> u16 {
+        bf16::from_f32(value).to_bits()
+    }
+
+    #[inline(always)]
+    fn round_all<S: Simd>(s: S, values: S::V) -> [u16; COLUMNS] {
+        math::to_bf16(s, values)
+    }
+
+    #[inline(always)]
+    fn put(panel: &mut [u8], k: usize, column: usize, value: u16) {
         let at = Self::offset(k, column);
-        panel[at..at + 2].copy_from_slice(&bf16::from_f32(value).to_ne_bytes());
+        panel[at..at + 2].copy_from_slice(&value.to_ne_bytes());
     }
 
     #[inline(always)]
@@ -129,6 +161,7 @@ impl Element for Bf16 {
 impl Element for F16 {
     const PAIR_BYTES: usize = 2 * COLUMNS * 2;
     const NARROW: bool = true;
+    type Stored = u16;
     const LARGEST: f32 = 65504.0;
 
     #[inline(always)]
@@ -143,9 +176,19 @@ impl Element for F16 {
     }
 
     #[inline(always)]
-    fn put(panel: &mut [u8], k: usize, column: usize, value: f32) {
+    fn round(value: f32) -> u16 {
+        f16::from_f32(value).to_bits()
+    }
+
+    #[inline(always)]
+    fn round_all<S: Simd>(s: S, values: S::V) -> [u16; COLUMNS] {
+        s.to_f16(values)
+    }
+
+    #[inline(always)]
+    fn put(panel: &mut [u8], k: usize, column: usize, value: u16) {
         let at = Self::offset(k, column);
-        panel[at..at + 2].copy_from_slice(&f16::from_f32(value).to_ne_bytes());
+        panel[at..at + 2].copy_from_slice(&value.to_ne_bytes());
     }
 
     #[inline(always)]
@@ -246,6 +289,14 @@ pub(crate) unsafe fn tile<
     sums
 }
 
+/// Asks for the first bytes of a panel that will be read soon.
+#[inline(always)]
+pub(crate) fn prefetch_start<S: Simd>(s: S, panel: &[u8]) {
+    for line in panel[..panel.len().min(AHEAD)].chunks(64) {
+        s.prefetch(line.as_ptr());
+    }
+}
+
 /// Widens pairs of a panel to f32: `[k]`, one vector each.
 #[inline(always)]
 pub(crate) fn widen<S: Simd, E: Element>(s: S, pairs: &[u8], to: &mut [Vector]) {
@@ -267,7 +318,7 @@ mod tests {
         let mut panel = vec![0; panel_bytes::<E>(k)];
         let value = |k: usize, column: usize| (k * COLUMNS + column) as f32 / 4.0;
         for k in 0..k {
-            (0..COLUMNS).for_each(|column| E::put(&mut panel, k, column, value(k, column)));
+            (0..COLUMNS).for_each(|column| E::put(&mut panel, k, column, E::round(value(k, column))));
         }
         for k in 0..k {
             for column in 0..COLUMNS {

@@ -1,9 +1,12 @@
 //! Where keys and values are kept.
 
 use std::io;
+use std::marker::PhantomData;
 
+use crate::elementwise::vectors;
 use crate::memory::{Disjoint, Pages};
 use crate::panel::{COLUMNS, Element, panel_bytes};
+use crate::simd::{Kernel, Simd};
 use crate::{Cpu, Rows};
 
 /// Tokens in one block of the cache.
@@ -165,7 +168,9 @@ impl KvCache {
                     let region = unsafe { regions.slice(shape.region_index(layer, block, head) * bytes, bytes) };
                     let columns = head * head_dim..(head + 1) * head_dim;
                     let (key, value) = (&keys.row(row)[columns.clone()], &values.row(row)[columns]);
-                    with_kv_element!(shape.format, E => put_token::<E>(region, offset, key, value));
+                    with_kv_element!(shape.format, E => {
+                        cpu.dispatch(PutToken::<E> { region, offset, key, value, element: PhantomData });
+                    });
                 }
             }
         });
@@ -188,25 +193,51 @@ impl KvCache {
 }
 
 /// Writes one token's key and value of one head.
-#[inline(always)]
-fn put_token<E: Element>(region: &mut [u8], offset: usize, key: &[f32], value: &[f32]) {
-    let sizes = Region::new::<E>(key.len());
-    let (keys, values) = region.split_at_mut(KEY_PANELS * sizes.key_panel);
-    let panel = &mut keys[offset / COLUMNS * sizes.key_panel..][..sizes.key_panel];
-    for (dim, &number) in key.iter().enumerate() {
-        E::put(panel, dim, offset % COLUMNS, in_range::<E>(number));
-    }
-    for (panel, numbers) in values.chunks_exact_mut(sizes.value_panel).zip(value.chunks(COLUMNS)) {
-        for (column, &number) in numbers.iter().enumerate() {
-            E::put(panel, offset, column, in_range::<E>(number));
+struct PutToken<'a, E> {
+    region: &'a mut [u8],
+    offset: usize,
+    key: &'a [f32],
+    value: &'a [f32],
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for PutToken<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PutToken { region, offset, key, value, .. } = self;
+        let sizes = Region::new::<E>(key.len());
+        let (keys, values) = region.split_at_mut(KEY_PANELS * sizes.key_panel);
+        let panel = &mut keys[offset / COLUMNS * sizes.key_panel..][..sizes.key_panel];
+        for at in vectors(key.len()) {
+            let stored = E::round_all(s, s.load(&in_range::<E>(key, at)));
+            for (dim, &stored) in (at..key.len()).zip(&stored) {
+                E::put(panel, dim, offset % COLUMNS, stored);
+            }
+        }
+        for (at, panel) in vectors(value.len()).zip(values.chunks_exact_mut(sizes.value_panel)) {
+            let stored = E::round_all(s, s.load(&in_range::<E>(value, at)));
+            for (column, &stored) in stored.iter().enumerate() {
+                E::put(panel, offset, column, stored);
+            }
         }
     }
 }
 
-/// A finite number, or the largest of the format in its place; what is not finite stays so.
+/// Up to sixteen numbers from `at`, zeros after them; a finite number that the format cannot hold becomes its largest,
+/// what is not finite stays so.
 #[inline(always)]
-fn in_range<E: Element>(number: f32) -> f32 {
-    if number.is_finite() { number.clamp(-E::LARGEST, E::LARGEST) } else { number }
+fn in_range<E: Element>(numbers: &[f32], at: usize) -> [f32; COLUMNS] {
+    let mut part = [0.0; COLUMNS];
+    let numbers = &numbers[at..numbers.len().min(at + COLUMNS)];
+    part[..numbers.len()].copy_from_slice(numbers);
+    if E::LARGEST < f32::MAX {
+        for number in &mut part {
+            *number = if number.is_finite() { number.clamp(-E::LARGEST, E::LARGEST) } else { *number };
+        }
+    }
+    part
 }
 
 impl std::fmt::Debug for KvCache {
@@ -219,6 +250,7 @@ impl std::fmt::Debug for KvCache {
 mod tests {
     use super::*;
     use crate::panel::{Bf16, F32};
+    use crate::simd::Portable;
 
     #[test]
     fn a_cache_takes_the_bytes_of_its_numbers_when_heads_are_multiples_of_sixteen() {
@@ -239,7 +271,8 @@ mod tests {
         for offset in 0..BLOCK_TOKENS {
             let key: Vec<f32> = (0..head_dim).map(|dim| (offset * 4 + dim) as f32).collect();
             let value: Vec<f32> = key.iter().map(|key| -key).collect();
-            put_token::<E>(&mut region, offset, &key, &value);
+            PutToken::<E> { region: &mut region, offset, key: &key, value: &value, element: PhantomData }
+                .run(Portable::<false>);
         }
         let (keys, values) = region.split_at(KEY_PANELS * sizes.key_panel);
         for offset in 0..BLOCK_TOKENS {

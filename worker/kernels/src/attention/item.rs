@@ -6,12 +6,14 @@ use std::ops::Range;
 use super::cache::{KEY_PANELS, Region};
 use super::{BLOCK_TOKENS, Call, SPLIT, Span, TILE};
 use crate::elementwise::{load, store};
-use crate::panel::{COLUMNS, Element, Prefetch, has_tile, panel_bytes, tile};
+use crate::panel::{COLUMNS, Element, F32, Prefetch, has_tile, prefetch_start, tile, widen};
 use crate::scratch::Vector;
 use crate::simd::{Kernel, LANES, Simd, math};
 
 /// Most query rows of an item; a multiple of every level's tile rows.
 pub(super) const ROW_BLOCK: usize = 48;
+/// Up to so many tiles of rows the keys and values are widened for each; more of them are worth doing it once.
+const FEW_TILES: usize = 2;
 /// Vectors of a row's scores.
 const SCORES: usize = TILE / LANES;
 /// Where running maxima start: below every score, and finite, so that differences are.
@@ -53,9 +55,15 @@ pub(super) fn part_len(head_dim: usize) -> usize {
     2 + row_vectors(head_dim) * LANES
 }
 
-/// Vectors of memory that an item needs: packed queries, scores, sums, the split's results and the merged ones.
+/// Vectors of a widened panel of keys, or of a tile's values.
+fn widened_vectors(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(2).max(TILE)
+}
+
+/// Vectors of memory that an item needs: packed queries, scores, sums, the split's results, the merged ones, and a
+/// widened panel.
 pub(super) fn scratch_vectors(head_dim: usize) -> usize {
-    ROW_BLOCK * (3 * row_vectors(head_dim) + SCORES + 1)
+    ROW_BLOCK * (3 * row_vectors(head_dim) + SCORES + 1) + widened_vectors(head_dim)
 }
 
 /// An [`Item`] at some level.
@@ -141,6 +149,8 @@ struct Work<'a, S> {
     values: &'a mut [Vector],
     /// Weighted values of all splits so far.
     merged: &'a mut [Vector],
+    /// A panel of keys, or a tile of values, in f32.
+    widened: &'a mut [Vector],
     /// The split's largest score of each row, and its sum once the split is complete.
     max: [f32; ROW_BLOCK],
     sum: [f32; ROW_BLOCK],
@@ -171,7 +181,7 @@ impl<'a, S: Simd> Work<'a, S> {
         let (scores, memory) = memory.split_at_mut(ROW_BLOCK * SCORES);
         let (sums, memory) = memory.split_at_mut(ROW_BLOCK);
         let (values, memory) = memory.split_at_mut(ROW_BLOCK * width);
-        let merged = &mut memory[..ROW_BLOCK * width];
+        let (merged, widened) = memory.split_at_mut(ROW_BLOCK * width);
         let (zero, lowest) = ([0.0; ROW_BLOCK], [LOWEST; ROW_BLOCK]);
         let (max, sum, merged_max, merged_sum, shrink) = (lowest, zero, lowest, zero, zero);
         Work {
@@ -185,6 +195,7 @@ impl<'a, S: Simd> Work<'a, S> {
             sums,
             values,
             merged,
+            widened,
             max,
             sum,
             merged_max,
@@ -272,44 +283,55 @@ impl<'a, S: Simd> Work<'a, S> {
         let sizes = Region::new::<E>(self.head_dim());
         for first in (0..seen).step_by(BLOCK_TOKENS) {
             let keys = &self.region(start + first)[..KEY_PANELS * sizes.key_panel];
-            for tile in 0..self.tiles() {
-                let (row, len) = self.tile(tile);
-                macro_rules! rows {
-                    ($($rows:literal)*) => {
-                        match len {
-                            $($rows => self.score_tile::<E, $rows>(row, keys, first, seen),)*
-                            _ => unreachable!("tiles have at most {} rows", S::ROWS),
-                        }
-                    };
+            if first + BLOCK_TOKENS < seen {
+                prefetch_start(self.s, self.region(start + first + BLOCK_TOKENS));
+            }
+            for (number, panel) in keys.chunks_exact(sizes.key_panel).enumerate() {
+                let column = first + number * COLUMNS;
+                if column >= seen {
+                    break;
                 }
-                rows!(1 2 3 4 5 6 7 8);
+                if E::NARROW && self.tiles() > FEW_TILES {
+                    widen::<S, E>(self.s, panel, self.widened);
+                    self.score_panel::<F32>(numbers(self.widened).cast(), column);
+                } else {
+                    self.score_panel::<E>(panel.as_ptr(), column);
+                }
             }
         }
     }
 
-    /// Scores of one tile of rows with the keys of one block.
+    /// Products of all rows with a panel of keys, the first of which is the tile's position `column`.
     #[inline(always)]
-    fn score_tile<E: Element, const R: usize>(&mut self, row: usize, keys: &[u8], first: usize, seen: usize) {
+    fn score_panel<X: Element>(&mut self, panel: *const u8, column: usize) {
+        for tile in 0..self.tiles() {
+            let (row, len) = self.tile(tile);
+            macro_rules! rows {
+                ($($rows:literal)*) => {
+                    match len {
+                        $($rows => self.score_tile::<X, $rows>(row, panel, column),)*
+                        _ => unreachable!("tiles have at most {} rows", S::ROWS),
+                    }
+                };
+            }
+            rows!(1 2 3 4 5 6 7 8);
+        }
+    }
+
+    #[inline(always)]
+    fn score_tile<X: Element, const R: usize>(&mut self, row: usize, panel: *const u8, column: usize) {
         if const { !has_tile::<S, R, 1>() } {
             unreachable!("no tile of {R} rows at this level");
         }
         let (s, dim) = (self.s, self.head_dim());
-        let panel_len = panel_bytes::<E>(dim);
-        let queries = &self.queries[..(self.rows.len() * dim).div_ceil(LANES)];
-        assert!((row + R) * dim <= queries.len() * LANES);
-        let queries = numbers(queries).wrapping_add(row * dim);
-        for panel in 0..KEY_PANELS {
-            if first + panel * COLUMNS >= seen {
-                break;
-            }
-            let key = keys[panel * panel_len..][..panel_len].as_ptr();
-            let zero = [[s.splat(0.0)]; R];
-            // SAFETY: `queries` has the tile's `R` numbers for each dimension; `key` has a panel of them.
-            let sums = unsafe { tile::<S, E, R, 1, 1, R>(s, queries, [key], dim, Prefetch::ON, zero) };
-            for r in 0..R {
-                let at = (row + r) * SCORES + first / LANES + panel;
-                s.store(&mut self.scores[at].0, sums[r][0]);
-            }
+        assert!((row + R) * dim <= self.queries.len() * LANES);
+        let queries = numbers(self.queries).wrapping_add(row * dim);
+        let zero = [[s.splat(0.0)]; R];
+        // SAFETY: `queries` has the tile's `R` numbers for each dimension; `panel` is a panel of them in the cache, or
+        // widened from there.
+        let sums = unsafe { tile::<S, X, R, 1, 1, R>(s, queries, [panel], dim, Prefetch::ON, zero) };
+        for r in 0..R {
+            s.store(&mut self.scores[(row + r) * SCORES + column / LANES].0, sums[r][0]);
         }
     }
 
@@ -347,12 +369,36 @@ impl<'a, S: Simd> Work<'a, S> {
     /// Adds the tile's values times the weights.
     #[inline(always)]
     fn add_values<E: Element>(&mut self, start: usize, seen: usize) {
+        let sizes = Region::new::<E>(self.head_dim());
+        let mut blocks = [std::ptr::null(); TILE / BLOCK_TOKENS];
+        for panel in 0..sizes.value_panels {
+            for (i, first) in (0..seen).step_by(BLOCK_TOKENS).enumerate() {
+                let values = &self.region(start + first)[KEY_PANELS * sizes.key_panel..];
+                let values = &values[panel * sizes.value_panel..][..sizes.value_panel];
+                blocks[i] = values.as_ptr();
+                if E::NARROW && self.tiles() > FEW_TILES {
+                    let to = &mut self.widened[first..][..BLOCK_TOKENS];
+                    widen::<S, E>(self.s, values, to);
+                    blocks[i] = numbers(to).cast();
+                }
+            }
+            if E::NARROW && self.tiles() > FEW_TILES {
+                self.add_values_panel::<F32>(panel, &blocks, seen);
+            } else {
+                self.add_values_panel::<E>(panel, &blocks, seen);
+            }
+        }
+    }
+
+    /// Adds the products of all rows' weights with a panel of values, at `blocks` for each block of the tile.
+    #[inline(always)]
+    fn add_values_panel<X: Element>(&mut self, panel: usize, blocks: &[*const u8; TILE / BLOCK_TOKENS], seen: usize) {
         for tile in 0..self.tiles() {
             let (row, len) = self.tile(tile);
             macro_rules! rows {
                 ($($rows:literal)*) => {
                     match len {
-                        $($rows => self.add_values_tile::<E, $rows>(row, start, seen),)*
+                        $($rows => self.add_values_tile::<X, $rows>(row, panel, blocks, seen),)*
                         _ => unreachable!("tiles have at most {} rows", S::ROWS),
                     }
                 };
@@ -362,29 +408,30 @@ impl<'a, S: Simd> Work<'a, S> {
     }
 
     #[inline(always)]
-    fn add_values_tile<E: Element, const R: usize>(&mut self, row: usize, start: usize, seen: usize) {
+    fn add_values_tile<X: Element, const R: usize>(
+        &mut self,
+        row: usize,
+        panel: usize,
+        blocks: &[*const u8; TILE / BLOCK_TOKENS],
+        seen: usize,
+    ) {
         if const { !has_tile::<S, R, 1>() } {
             unreachable!("no tile of {R} rows at this level");
         }
         let s = self.s;
-        let sizes = Region::new::<E>(self.head_dim());
         let width = row_vectors(self.head_dim());
         let weights = numbers(&self.scores[row * SCORES..(row + R) * SCORES]);
-        for panel in 0..sizes.value_panels {
-            let mut sums = [[s.splat(0.0)]; R];
-            for first in (0..seen).step_by(BLOCK_TOKENS) {
-                let values = &self.region(start + first)[KEY_PANELS * sizes.key_panel..];
-                let values = values[panel * sizes.value_panel..][..sizes.value_panel].as_ptr();
-                let k = (seen - first).min(BLOCK_TOKENS);
-                let weights = weights.wrapping_add(first);
-                // SAFETY: `weights` has the `TILE` weights of `R` rows beside each other, from `first` on at least `k`;
-                // `values` has a panel of `BLOCK_TOKENS` positions, at least `k`.
-                sums = unsafe { tile::<S, E, R, 1, TILE, 1>(s, weights, [values], k, Prefetch::ON, sums) };
-            }
-            for r in 0..R {
-                let to = &mut self.values[(row + r) * width + panel].0;
-                s.store(to, s.fma(s.load(to), s.splat(self.shrink[row + r]), sums[r][0]));
-            }
+        let mut sums = [[s.splat(0.0)]; R];
+        for (first, &block) in (0..seen).step_by(BLOCK_TOKENS).zip(blocks) {
+            let k = (seen - first).min(BLOCK_TOKENS);
+            let weights = weights.wrapping_add(first);
+            // SAFETY: `weights` has the `TILE` weights of `R` rows beside each other, from `first` on at least `k`;
+            // `block` is a panel of `BLOCK_TOKENS` positions in the cache, or widened from there.
+            sums = unsafe { tile::<S, X, R, 1, TILE, 1>(s, weights, [block], k, Prefetch::ON, sums) };
+        }
+        for r in 0..R {
+            let to = &mut self.values[(row + r) * width + panel].0;
+            s.store(to, s.fma(s.load(to), s.splat(self.shrink[row + r]), sums[r][0]));
         }
     }
 

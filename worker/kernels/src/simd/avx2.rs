@@ -187,6 +187,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn to_f16(self, v: Pair) -> [u16; LANES] {
+        let mut bits = [0; LANES];
+        // SAFETY: the CPU has F16C; sixteen elements are writable and the stores do not need alignment.
+        unsafe {
+            _mm_storeu_si128(bits.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+            _mm_storeu_si128(bits.as_mut_ptr().add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+        }
+        bits
+    }
+
+    #[inline(always)]
     unsafe fn load_f32(self, from: *const u8) -> Pair {
         // SAFETY: the CPU has AVX; the caller vouches for 64 readable bytes; the loads do not need alignment.
         unsafe { Pair(_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(32).cast())) }

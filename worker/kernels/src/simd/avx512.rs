@@ -144,6 +144,14 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn to_f16(self, v: __m512) -> [u16; LANES] {
+        let mut bits = [0; LANES];
+        // SAFETY: the CPU has AVX-512; sixteen elements are writable and the store does not need alignment.
+        unsafe { _mm256_storeu_si256(bits.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) };
+        bits
+    }
+
+    #[inline(always)]
     unsafe fn load_f32(self, from: *const u8) -> __m512 {
         // SAFETY: the CPU has AVX-512; the caller vouches for 64 readable bytes; the load does not need alignment.
         unsafe { _mm512_loadu_ps(from.cast()) }

@@ -59,6 +59,9 @@ pub(crate) trait Simd: Copy {
     /// Largest lane by [`Simd::max`], folding halves.
     fn largest(self, v: Self::V) -> f32;
 
+    /// The bits of the lanes rounded to f16, to nearest even.
+    fn to_f16(self, v: Self::V) -> [u16; LANES];
+
     /// # Safety
     /// 64 bytes at `from` must be readable.
     unsafe fn load_f32(self, from: *const u8) -> Self::V;

@@ -1,5 +1,7 @@
 //! Sixteen lanes in plain Rust.
 
+use half::f16;
+
 use super::{LANES, Simd};
 
 /// Plain Rust. `FUSED` rounds a · b + c once, as the levels with FMA do; without the instruction that is slow, so the
@@ -124,6 +126,11 @@ impl<const FUSED: bool> Simd for Portable<FUSED> {
     }
 
     #[inline(always)]
+    fn to_f16(self, v: Self::V) -> [u16; LANES] {
+        v.map(|x| f16::from_f32(x).to_bits())
+    }
+
+    #[inline(always)]
     unsafe fn load_f32(self, from: *const u8) -> Self::V {
         // SAFETY: the caller vouches for 64 readable bytes; the read does not need alignment.
         unsafe { from.cast::<[f32; LANES]>().read_unaligned() }
@@ -160,8 +167,6 @@ fn widen_f16(bits: u16) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
-
     use super::*;
 
     #[test]

@@ -43,6 +43,7 @@ impl Simd for Emulated {
         fn swap_pairs(v: V) -> V;
         fn sum(v: V) -> f32;
         fn largest(v: V) -> f32;
+        fn to_f16(v: V) -> [u16; LANES];
         fn prefetch(address: *const u8) -> ();
     }
 
