@@ -3,6 +3,7 @@
 //! [`Checkpoint::inspect`] looks at configuration and headers in milliseconds; [`MemoryPlan`](crate::plan::MemoryPlan)
 //! says what it will take; [`load`] reads the weights. Knows no request, no protobuf.
 
+pub mod adapter;
 pub mod attention;
 pub mod backend;
 pub mod batch;
@@ -28,10 +29,12 @@ use std::path::PathBuf;
 use ernie_kernels::{Cpu, KvShape, Level};
 use ernie_proto::failure::Reason;
 
+use self::adapter::Adapter;
 use self::backend::candle::{CandleBackend, CandleShape};
 use self::backend::cpu::{CpuBackend, CpuShape, kv_format};
 use self::ernie::Decoder;
 use self::executor::{CandleModel, CpuModel, Forward};
+use self::pack::Pack;
 use self::weights::Weights;
 use crate::executor::Geometry;
 use crate::plan::{MemoryLimit, MemoryPlan};
@@ -115,11 +118,12 @@ impl Default for LoadOptions {
 pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Progress)) -> LoadResult<ModelExecutor> {
     let plan = MemoryPlan::new(checkpoint, options)?;
     plan.check()?;
-    let weights = Weights::new(checkpoint, progress);
-    let weights = if plan.is_tight(checkpoint.stored_bytes()) { weights.dropping_pages() } else { weights };
+    let adapters = inspect_adapters(options)?;
+    let weights = Weights::new(&checkpoint.tensors, progress);
+    let weights = if plan.is_tight(checkpoint.tensors.bytes()) { weights.dropping_pages() } else { weights };
     let (forward, level): (Box<dyn Forward>, _) = match options.backend {
-        BackendChoice::Cpu => load_cpu(checkpoint, options, &plan, &weights)?,
-        BackendChoice::Candle => (load_candle(checkpoint, options, &plan, &weights)?, "candle"),
+        BackendChoice::Cpu => load_cpu(checkpoint, options, &plan, &weights, &adapters)?,
+        BackendChoice::Candle => (load_candle(checkpoint, options, &plan, &weights, &adapters)?, "candle"),
     };
     let geometry =
         Geometry { vocab: checkpoint.config.vocab_size, blocks: plan.kv_blocks, max_model_len: plan.max_model_len };
@@ -130,7 +134,27 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Pr
         plan.dtype,
         plan.kv_cache_dtype
     );
-    Ok(ModelExecutor::new(forward, geometry, identity, plan))
+    let adapters = adapters.into_iter().map(|adapter| adapter.name).collect();
+    Ok(ModelExecutor::new(forward, geometry, identity, plan, adapters))
+}
+
+/// Reads what the adapters' folders say.
+fn inspect_adapters(options: &LoadOptions) -> LoadResult<Vec<Adapter>> {
+    let mut adapters = Vec::<Adapter>::new();
+    for (name, path) in &options.adapters {
+        if adapters.iter().any(|known| known.name == *name) {
+            return Err(LoadError::new(Reason::Usage, format!("--adapter names {name:?} twice")));
+        }
+        adapters.push(Adapter::inspect(name, path)?);
+    }
+    Ok(adapters)
+}
+
+/// Adds the adapters to a model, in order.
+fn attach<P: Pack>(adapters: &[Adapter], config: &ModelConfig, decoder: &mut Decoder<P>, pack: &P) -> LoadResult<()> {
+    adapters.iter().zip(0..).try_for_each(|(adapter, index)| {
+        adapter.attach(index, config, decoder, &Weights::new(&adapter.tensors, &|_| {}), pack)
+    })
 }
 
 fn load_cpu(
@@ -138,6 +162,7 @@ fn load_cpu(
     options: &LoadOptions,
     plan: &MemoryPlan,
     weights: &Weights<'_>,
+    adapters: &[Adapter],
 ) -> LoadResult<(Box<dyn Forward>, &'static str)> {
     let config = &checkpoint.config;
     let level = options.level.unwrap_or_else(Level::best);
@@ -150,11 +175,12 @@ fn load_cpu(
             blocks: plan.kv_blocks,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
-            format: kv_format(plan.dtype),
+            format: kv_format(plan.kv_cache_dtype),
         },
     };
     let backend = CpuBackend::new(cpu, &shape)?;
-    let decoder = Decoder::assemble(config, weights, &backend)?;
+    let mut decoder = Decoder::assemble(config, weights, &backend)?;
+    attach(adapters, config, &mut decoder, &backend)?;
     Ok((Box::new(CpuModel { decoder, backend }), level.name()))
 }
 
@@ -163,10 +189,12 @@ fn load_candle(
     options: &LoadOptions,
     plan: &MemoryPlan,
     weights: &Weights<'_>,
+    adapters: &[Adapter],
 ) -> LoadResult<Box<dyn Forward>> {
     let config = &checkpoint.config;
     let shape = CandleShape {
         dtype: plan.dtype,
+        kv_cache_dtype: plan.kv_cache_dtype,
         rope_theta: config.rope_theta,
         head_dim: config.head_dim,
         kv_width: config.kv_width(),
@@ -179,6 +207,7 @@ fn load_candle(
         .build()
         .map_err(|error| LoadError::new(Reason::Internal, format!("cannot start threads: {error}")))?;
     let backend = CandleBackend::new(candle_core::Device::Cpu, &shape)?;
-    let decoder = Decoder::assemble(config, weights, &backend)?;
+    let mut decoder = Decoder::assemble(config, weights, &backend)?;
+    attach(adapters, config, &mut decoder, &backend)?;
     Ok(Box::new(CandleModel { decoder, backend, pool }))
 }

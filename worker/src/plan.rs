@@ -62,7 +62,7 @@ impl MemoryPlan {
     pub fn new(checkpoint: &Checkpoint, options: &LoadOptions) -> LoadResult<Self> {
         let config = &checkpoint.config;
         let dtype = options.dtype.resolve(checkpoint.dtype);
-        let kv_cache_dtype = if dtype == Dtype::Bfloat16 { dtype } else { Dtype::Float32 };
+        let kv_cache_dtype = dtype.kv_cache();
         let longest = longest(config, options.max_model_len)?;
         let kv_bytes_per_token = (2 * config.layers * config.kv_width() * kv_cache_dtype.bytes()) as u64;
         let mut plan = Self {
@@ -137,7 +137,7 @@ impl MemoryPlan {
     /// Blocks of the cache: as asked for, or what the limit leaves between what is useful and what can be used.
     fn choose_blocks(&self, options: &LoadOptions, useful: usize, longest: usize) -> usize {
         let block_bytes = self.kv_bytes_per_token * BLOCK_TOKENS as u64;
-        let in_bytes = |bytes: u64| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
+        let in_bytes = |bytes: u64| usize::try_from(bytes / block_bytes.max(1)).unwrap_or(usize::MAX);
         let usable = longest.div_ceil(BLOCK_TOKENS).saturating_mul(options.max_num_seqs.max(1));
         match options.kv {
             KvSize::Blocks(blocks) => blocks,

@@ -212,6 +212,12 @@ pub trait Backend: Pack {
         out: &mut Self::Rows,
     ) -> Result<()>;
 
+    /// `out[rows[i]]` += `shares[i]` · x[i]; no row twice.
+    ///
+    /// # Errors
+    /// [`ComputeError`].
+    fn add_rows(&self, x: &Self::Rows, rows: &[u32], shares: &[f32], out: &mut Self::Rows) -> Result<()>;
+
     /// The numbers, widened, `[T, width]` row-major.
     ///
     /// # Errors

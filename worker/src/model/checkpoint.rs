@@ -23,7 +23,7 @@ const SHARD_LIMIT: usize = 4096;
 /// Where a tensor lies.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Place {
-    /// Index into [`Checkpoint::files`].
+    /// Index into [`TensorFiles::files`].
     pub file: usize,
     /// How its numbers are stored.
     pub stored: Stored,
@@ -33,6 +33,24 @@ pub struct Place {
     pub offset: u64,
     /// Its bytes.
     pub bytes: u64,
+}
+
+/// The tensors of a folder, none of them read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TensorFiles {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Its weight files.
+    pub files: Vec<PathBuf>,
+    /// Every tensor of every file by name.
+    pub places: BTreeMap<String, Place>,
+}
+
+impl TensorFiles {
+    /// Bytes of all tensors in the files.
+    pub fn bytes(&self) -> u64 {
+        self.places.values().map(|place| place.bytes).sum()
+    }
 }
 
 /// A checked model folder: everything but the weights.
@@ -46,10 +64,8 @@ pub struct Checkpoint {
     pub generation: GenerationDefaults,
     /// The number format of `--dtype auto`.
     pub dtype: Dtype,
-    /// The weight files.
-    pub files: Vec<PathBuf>,
-    /// Every tensor of every file by name.
-    pub tensors: BTreeMap<String, Place>,
+    /// Every tensor of every weight file.
+    pub tensors: TensorFiles,
     /// What a user should know although it stops nothing, in sentences.
     pub warnings: Vec<String>,
 }
@@ -76,8 +92,7 @@ impl Checkpoint {
             dtype: config.dtype.unwrap_or(Dtype::Float32),
             config,
             generation,
-            files,
-            tensors: catalogue(headers)?,
+            tensors: TensorFiles { folder: path.to_owned(), files, places: catalogue(headers)? },
             warnings: Vec::new(),
         };
         checkpoint.resolve();
@@ -88,11 +103,12 @@ impl Checkpoint {
     /// Fills in what the config left to the tensors.
     fn resolve(&mut self) {
         if self.config.dtype.is_none()
-            && let Some(dtype) = self.tensors.get("model.embed_tokens.weight").and_then(|place| place.stored.dtype())
+            && let Some(dtype) =
+                self.tensors.places.get("model.embed_tokens.weight").and_then(|place| place.stored.dtype())
         {
             self.dtype = dtype;
         }
-        let has_shared = self.tensors.keys().any(|name| name.contains(".mlp.shared_experts."));
+        let has_shared = self.tensors.places.keys().any(|name| name.contains(".mlp.shared_experts."));
         if let super::config::Architecture::Moe(moe) = &mut self.config.architecture {
             // transformers takes 2 where the key is missing; without such tensors there can be none
             moe.shared = moe.shared.or(Some(if has_shared { 2 } else { 0 }));
@@ -104,16 +120,6 @@ impl Checkpoint {
                 self.warnings.push(format!("{file}: unknown keys have no effect: {}", keys.join(", ")));
             }
         }
-    }
-
-    /// Bytes of all tensors in the files.
-    pub fn stored_bytes(&self) -> u64 {
-        self.tensors.values().map(|place| place.bytes).sum()
-    }
-
-    /// Whether the checkpoint has a tensor.
-    pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
     }
 }
 
@@ -201,7 +207,7 @@ fn shards(path: &Path, index: &Path) -> Result<Vec<Header>, LoadError> {
 }
 
 /// All tensors of all files by name.
-fn catalogue(headers: Vec<Header>) -> Result<BTreeMap<String, Place>, LoadError> {
+pub(super) fn catalogue(headers: Vec<Header>) -> Result<BTreeMap<String, Place>, LoadError> {
     let mut tensors = BTreeMap::new();
     for (file, header) in headers.into_iter().enumerate() {
         for tensor in header.tensors {

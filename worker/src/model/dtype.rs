@@ -25,6 +25,15 @@ impl Dtype {
         }
     }
 
+    /// The format of a key-value cache beside weights of this format. Two-byte caches are float16: keys and values are
+    /// computed in single precision, and bfloat16 would keep an eighth of what float16 does in the same bytes.
+    pub fn kv_cache(self) -> Dtype {
+        match self {
+            Dtype::Float32 => Dtype::Float32,
+            Dtype::Bfloat16 | Dtype::Float16 => Dtype::Float16,
+        }
+    }
+
     /// The name in config files and flags.
     pub fn as_str(self) -> &'static str {
         match self {

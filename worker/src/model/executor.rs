@@ -47,11 +47,23 @@ pub struct ModelExecutor {
     geometry: Geometry,
     identity: String,
     plan: MemoryPlan,
+    adapters: Vec<String>,
 }
 
 impl ModelExecutor {
-    pub(super) fn new(forward: Box<dyn Forward>, geometry: Geometry, identity: String, plan: MemoryPlan) -> Self {
-        Self { forward, geometry, identity, plan }
+    pub(super) fn new(
+        forward: Box<dyn Forward>,
+        geometry: Geometry,
+        identity: String,
+        plan: MemoryPlan,
+        adapters: Vec<String>,
+    ) -> Self {
+        Self { forward, geometry, identity, plan, adapters }
+    }
+
+    /// The names of the adapters; a sequence's `adapter` is an index into them.
+    pub fn adapters(&self) -> &[String] {
+        &self.adapters
     }
 
     /// What decides the numbers that come out: model class, a fingerprint of the weights, formats, instruction level.
@@ -74,7 +86,7 @@ impl ModelExecutor {
         plan: &StepPlan,
         trace: Option<&mut Trace>,
     ) -> std::result::Result<StepOutput, ExecuteError> {
-        let batch = Batch::new(plan, &self.geometry, 0)?;
+        let batch = Batch::new(plan, &self.geometry, self.adapters.len())?;
         let logits = self.forward.forward(&batch, trace).map_err(|error| ExecuteError::Failed(error.to_string()))?;
         Ok(StepOutput { logits: split(logits, &batch, self.geometry.vocab) })
     }

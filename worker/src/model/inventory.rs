@@ -37,6 +37,11 @@ impl Pack for Inventory {
         Ok(())
     }
 
+    fn matrix_of(&self, numbers: Vec<f32>, _: usize) -> LoadResult<()> {
+        self.add(numbers.len(), Precision::Single);
+        Ok(())
+    }
+
     fn numbers(&self, part: &Part<'_>) -> LoadResult<Vec<f32>> {
         self.add(part.numbers(), Precision::Single);
         Ok(vec![0.0; part.numbers()])
@@ -49,22 +54,22 @@ impl Pack for Inventory {
 /// [`LoadError`] when the checkpoint is not what its config describes.
 pub fn weight_bytes(checkpoint: &Checkpoint, dtype: Dtype) -> LoadResult<u64> {
     let inventory = Inventory { dtype, bytes: Cell::new(0) };
-    Decoder::assemble(&checkpoint.config, &Weights::new(checkpoint, &|_| {}), &inventory)?;
+    Decoder::assemble(&checkpoint.config, &Weights::new(&checkpoint.tensors, &|_| {}), &inventory)?;
     Ok(inventory.bytes.get())
 }
 
 /// Checks that the tensors are those of the config: none missing, none of another shape, none that has no place.
 pub(super) fn check(checkpoint: &mut Checkpoint) -> LoadResult<()> {
-    let tensors = Weights::new(checkpoint, &|_| {});
+    let tensors = Weights::new(&checkpoint.tensors, &|_| {});
     let inventory = Inventory { dtype: checkpoint.dtype, bytes: Cell::new(0) };
     Decoder::assemble(&checkpoint.config, &tensors, &inventory)?;
     let (unused, extra): (Vec<_>, Vec<_>) =
         tensors.unclaimed().into_iter().partition(|name| is_unused(checkpoint, name));
     if let Some(name) = extra.first() {
-        let place = &checkpoint.tensors[*name];
+        let place = &checkpoint.tensors.places[*name];
         return Err(LoadError::corrupt(format!(
             "{}: tensor {name:?} of shape {:?} has no place in the model that config.json describes{}",
-            checkpoint.files[place.file].display(),
+            checkpoint.tensors.files[place.file].display(),
             place.shape,
             if extra.len() > 1 { format!(" (and {} more)", extra.len() - 1) } else { String::new() }
         )));

@@ -181,6 +181,11 @@ impl Fields {
         format!("{}: {key} is {shown}, must be {wanted}", self.file)
     }
 
+    /// The keys that nobody took, with their values.
+    pub(super) fn rest(&mut self) -> Vec<(String, Value)> {
+        std::mem::take(&mut self.pairs)
+    }
+
     /// The names of the keys that nobody took.
     pub(super) fn left(self) -> Vec<String> {
         self.pairs.into_iter().map(|(key, _)| key).collect()

@@ -6,6 +6,7 @@ use super::config::{ModelConfig, MoeConfig};
 use super::error::LoadResult;
 use super::mlp::Mlp;
 use super::pack::{Layout, MatrixSource, Pack, Precision};
+use super::projection::LowRank;
 use super::trace::Trace;
 use super::weights::{Part, Weights};
 
@@ -18,8 +19,22 @@ pub struct Moe<P: Pack> {
     experts: Vec<GatedMlp<P>>,
     /// The shared experts as one network of their widths together.
     pub(super) shared: Option<Mlp<P>>,
+    /// Inner width of a routed expert.
+    pub(super) intermediate_size: usize,
+    /// Inner width of the shared experts together.
+    pub(super) shared_size: usize,
+    /// What adapters change in routed experts.
+    pub(super) adapters: Vec<ExpertAdapter<P>>,
     active: usize,
     norm_min: f32,
+}
+
+/// An adapter's share in the routed experts of a layer.
+pub(super) struct ExpertAdapter<P: Pack> {
+    /// Index of the adapter, as sequences name it.
+    pub(super) adapter: u32,
+    /// For each expert what is added to its gate and up projections, and to its down projection.
+    pub(super) experts: Vec<(Vec<LowRank<P>>, Vec<LowRank<P>>)>,
 }
 
 impl<P: Pack> Moe<P> {
@@ -52,9 +67,17 @@ impl<P: Pack> Moe<P> {
                 let inner = moe.intermediate_size * shared;
                 Some(Mlp::assemble(config, &format!("{prefix}.shared_experts"), inner, tensors, pack)?)
             },
+            intermediate_size: moe.intermediate_size,
+            shared_size: moe.intermediate_size * shared,
+            adapters: Vec::new(),
             active: moe.active,
             norm_min: moe.norm_min,
         })
+    }
+
+    /// Routed experts.
+    pub(super) fn experts(&self) -> usize {
+        self.experts.len()
     }
 }
 
@@ -117,12 +140,71 @@ impl<B: Backend> Moe<B> {
         if let Some(trace) = trace {
             trace.record_routes(layer, logits, &routes);
         }
-        backend.moe(x, &self.experts, &routes, stream)?;
+        let adapters: Vec<&ExpertAdapter<B>> =
+            self.adapters.iter().filter(|part| batch.adapter_rows(part.adapter).next().is_some()).collect();
+        if adapters.is_empty() {
+            backend.moe(x, &self.experts, &routes, stream)?;
+        } else {
+            self.adapted(backend, x, &routes, batch, &adapters, stream)?;
+        }
         match &self.shared {
             Some(shared) => shared.forward(backend, x, stream, batch),
             None => Ok(()),
         }
     }
+}
+
+impl<B: Backend> Moe<B> {
+    /// What [`Backend::moe`] computes, expert by expert, with what adapters add for the rows of their sequences.
+    fn adapted(
+        &self,
+        backend: &B,
+        x: &B::Rows,
+        routes: &Routes,
+        batch: &Batch,
+        adapters: &[&ExpertAdapter<B>],
+        stream: &mut B::Rows,
+    ) -> Result<()> {
+        for (number, expert) in self.experts.iter().enumerate() {
+            let chosen = (0..routes.index.len()).filter(|&place| routes.index[place] as usize == number);
+            let (rows, shares): (Vec<u32>, Vec<f32>) =
+                chosen.map(|place| ((place / routes.active) as u32, routes.weight[place])).unzip();
+            if rows.is_empty() {
+                continue;
+            }
+            let own = backend.select(x, &rows)?;
+            let mut gate_up = backend.linear(&own, &expert.gate_up.weight, None)?;
+            for part in adapters.iter().flat_map(|adapter| &adapter.experts[number].0) {
+                add_low_rank(backend, part, &own, &rows, batch, &mut gate_up)?;
+            }
+            let inner = backend.silu_mul(&gate_up)?;
+            let mut out = backend.linear(&inner, &expert.down.weight, None)?;
+            for part in adapters.iter().flat_map(|adapter| &adapter.experts[number].1) {
+                add_low_rank(backend, part, &inner, &rows, batch, &mut out)?;
+            }
+            backend.add_rows(&out, &rows, &shares, stream)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds an adapter's product to those of an expert's `rows` (ascending rows of the batch) whose sequences have it.
+fn add_low_rank<B: Backend>(
+    backend: &B,
+    part: &LowRank<B>,
+    x: &B::Rows,
+    rows: &[u32],
+    batch: &Batch,
+    out: &mut B::Rows,
+) -> Result<()> {
+    for span in batch.adapter_rows(part.adapter) {
+        let place = |row: usize| rows.partition_point(|&known| (known as usize) < row);
+        let own = place(span.start)..place(span.end);
+        if !own.is_empty() {
+            backend.low_rank_add(x, own, &part.a, &part.b, part.columns.clone(), out)?;
+        }
+    }
+    Ok(())
 }
 
 /// Chooses experts for rows of router logits `[T, experts]`: p = softmax over all experts; the `active` largest of p +

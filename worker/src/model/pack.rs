@@ -27,6 +27,12 @@ pub trait Pack {
     /// As [`Pack::matrix`].
     fn vector(&self, parts: &[Part<'_>]) -> LoadResult<Self::Vector>;
 
+    /// Packs numbers `[outputs, inputs]` in single precision: adapters.
+    ///
+    /// # Errors
+    /// As [`Pack::matrix`].
+    fn matrix_of(&self, numbers: Vec<f32>, inputs: usize) -> LoadResult<Self::Matrix>;
+
     /// Reads a few numbers, widened.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use rustix::fs::{Advice, fadvise};
 
-use super::checkpoint::{Checkpoint, Place};
+use super::checkpoint::{Place, TensorFiles};
 use super::dtype::Dtype;
 use super::error::{LoadError, LoadResult};
 use super::safetensors::widen;
@@ -32,9 +32,9 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// The tensors of a checkpoint and the means to read them. Remembers which were asked for.
+/// The tensors of a folder and the means to read them. Remembers which were asked for.
 pub struct Weights<'a> {
-    checkpoint: &'a Checkpoint,
+    tensors: &'a TensorFiles,
     claimed: RefCell<HashSet<String>>,
     open: RefCell<Vec<(usize, Rc<File>)>>,
     samples: RefCell<BTreeMap<String, blake3::Hash>>,
@@ -60,15 +60,15 @@ pub struct Part<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// The tensors of a checkpoint; `report` is told of progress after every few megabytes.
-    pub fn new(checkpoint: &'a Checkpoint, report: &'a dyn Fn(Progress)) -> Self {
+    /// The tensors of a folder; `report` is told of progress after every few megabytes.
+    pub fn new(tensors: &'a TensorFiles, report: &'a dyn Fn(Progress)) -> Self {
         Self {
-            checkpoint,
+            tensors,
             claimed: RefCell::default(),
             open: RefCell::default(),
             samples: RefCell::default(),
             loaded: Cell::new(0),
-            total: checkpoint.stored_bytes(),
+            total: tensors.bytes(),
             report,
             drop_pages: false,
         }
@@ -83,7 +83,7 @@ impl<'a> Weights<'a> {
 
     /// Whether there is such a tensor.
     pub fn has(&self, name: &str) -> bool {
-        self.checkpoint.has(name)
+        self.tensors.places.contains_key(name)
     }
 
     /// All rows of a tensor of exactly this shape.
@@ -100,17 +100,17 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`Weights::whole`].
     pub fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> LoadResult<Part<'_>> {
-        let Some((name, place)) = self.checkpoint.tensors.get_key_value(name) else {
+        let Some((name, place)) = self.tensors.places.get_key_value(name) else {
             return Err(LoadError::corrupt(format!(
-                "{} has no tensor {name:?} of shape {shape:?}, which its config.json asks for: the copy is incomplete or \
-                 the config belongs to another model",
-                self.checkpoint.path.display()
+                "{} has no tensor {name:?} of shape {shape:?}, which its configuration asks for: the copy is incomplete, \
+                 or the configuration belongs to another model",
+                self.tensors.folder.display()
             )));
         };
-        let file = self.checkpoint.files[place.file].display();
+        let file = self.tensors.files[place.file].display();
         if place.shape != shape {
             return Err(LoadError::corrupt(format!(
-                "{file}: tensor {name:?} has the shape {:?}, config.json asks for {shape:?}",
+                "{file}: tensor {name:?} has the shape {:?}, the configuration asks for {shape:?}",
                 place.shape
             )));
         }
@@ -127,7 +127,7 @@ impl<'a> Weights<'a> {
     /// Names that nobody asked for.
     pub fn unclaimed(&self) -> Vec<&'a str> {
         let claimed = self.claimed.borrow();
-        self.checkpoint.tensors.keys().map(String::as_str).filter(|name| !claimed.contains(*name)).collect()
+        self.tensors.places.keys().map(String::as_str).filter(|name| !claimed.contains(*name)).collect()
     }
 
     /// A digest of what was read: every tensor's name, format and shape, and the bytes at either end of it. Tells
@@ -135,7 +135,7 @@ impl<'a> Weights<'a> {
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (name, sample) in &*self.samples.borrow() {
-            let place = &self.checkpoint.tensors[name];
+            let place = &self.tensors.places[name];
             hasher.update(format!("{name} {} {:?}\n", place.stored, place.shape).as_bytes());
             hasher.update(sample.as_bytes());
         }
@@ -147,7 +147,7 @@ impl<'a> Weights<'a> {
         if let Some((_, file)) = open.iter().find(|(known, _)| *known == index) {
             return Ok(Rc::clone(file));
         }
-        let path = &self.checkpoint.files[index];
+        let path = &self.tensors.files[index];
         let file = Rc::new(File::open(path).map_err(|error| LoadError::io(path, &error))?);
         if open.len() == OPEN_FILES {
             open.remove(0);
@@ -176,7 +176,7 @@ impl Part<'_> {
 
     /// The file it lies in, for messages.
     pub fn file(&self) -> String {
-        self.weights.checkpoint.files[self.place.file].display().to_string()
+        self.weights.tensors.files[self.place.file].display().to_string()
     }
 
     /// Reads the rows in pieces: `sink` gets the number of the piece's first row, counted from this part's first, and
@@ -197,7 +197,7 @@ impl Part<'_> {
             let piece = &mut buffer[..rows * row];
             let offset = self.place.offset + ((self.rows.start + done) * row) as u64;
             file.read_exact_at(piece, offset).map_err(|error| {
-                let path = &weights.checkpoint.files[self.place.file];
+                let path = &weights.tensors.files[self.place.file];
                 match error.kind() {
                     std::io::ErrorKind::UnexpectedEof => LoadError::corrupt(format!(
                         "{} was cut short while tensor {:?} was read from it: copy it again",
@@ -228,6 +228,17 @@ impl Part<'_> {
         }
         samples.insert(self.name.to_owned(), sample.finalize());
         Ok(())
+    }
+
+    /// The error for a number that half precision cannot hold; rows are counted from this part's first.
+    pub fn beyond_half(&self, value: f32, row: usize, column: usize) -> LoadError {
+        LoadError::unsupported(format!(
+            "{}: tensor {:?} does not fit float16: the value {value} at row {}, column {column} is beyond ±65504: use \
+             --dtype float32 or bfloat16",
+            self.file(),
+            self.name,
+            self.rows.start + row
+        ))
     }
 
     /// All numbers, widened.

@@ -1,1 +1,100 @@
+use std::path::{Path, PathBuf};
 
+use super::*;
+use crate::model::DtypeChoice;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn plan(name: &str, options: &LoadOptions) -> MemoryPlan {
+    MemoryPlan::new(&Checkpoint::inspect(&folder(name)).expect("a checkpoint"), options).expect("a plan")
+}
+
+fn with_limit(bytes: u64) -> LoadOptions {
+    LoadOptions { memory_limit: Some(MemoryLimit::cgroup(bytes)), ..LoadOptions::default() }
+}
+
+#[test]
+fn weights_are_counted_in_the_format_they_are_kept_in() {
+    let stored = Checkpoint::inspect(&folder("dense-untied")).expect("a checkpoint").tensors.bytes();
+    assert_eq!(plan("dense-untied", &LoadOptions::default()).weight_bytes, stored);
+    let half = LoadOptions { dtype: DtypeChoice::Bfloat16, ..LoadOptions::default() };
+    let norms = 7 * 64 * 4;
+    assert_eq!(plan("dense-untied", &half).weight_bytes, (stored - norms) / 2 + norms);
+    // router and correction bias stay in single precision
+    let stored = Checkpoint::inspect(&folder("moe-bf16")).expect("a checkpoint").tensors.bytes();
+    let norms = 9 * 64 * 2;
+    assert_eq!(plan("moe-bf16", &LoadOptions::default()).weight_bytes, stored + norms);
+}
+
+#[test]
+fn a_token_s_cache_follows_layers_heads_and_format() {
+    assert_eq!(plan("dense-tied", &LoadOptions::default()).kv_bytes_per_token, 3 * 2 * 2 * 32 * 4);
+    assert_eq!(plan("dense-bf16", &LoadOptions::default()).kv_bytes_per_token, 3 * 2 * 2 * 32 * 2);
+    assert_eq!(plan("dense-mha", &LoadOptions::default()).kv_bytes_per_token, 3 * 2 * 4 * 16 * 4);
+}
+
+#[test]
+fn the_cache_takes_what_the_limit_leaves_and_the_context_follows() {
+    let plan = plan("dense-tied", &with_limit(128 << 20));
+    plan.check().expect("fits");
+    assert!(plan.needed_bytes <= 128 << 20 && plan.needed_bytes > 100 << 20, "{plan:?}");
+    assert!(plan.max_model_len <= plan.kv_tokens && plan.max_model_len >= USEFUL_TOKENS, "{plan:?}");
+}
+
+#[test]
+fn a_cache_is_no_larger_than_its_sequences_can_use() {
+    let options = LoadOptions { max_model_len: Some(100), max_num_seqs: 3, ..with_limit(8 << 30) };
+    let plan = plan("dense-tied", &options);
+    assert_eq!((plan.kv_blocks, plan.kv_tokens, plan.max_model_len), (12, 384, 100));
+}
+
+#[test]
+fn too_little_memory_is_said_with_numbers_and_remedy_before_loading() {
+    let checkpoint = Checkpoint::inspect(&folder("dense-tied")).expect("a checkpoint");
+    let result = crate::model::load(&checkpoint, &with_limit(32 << 20), &|_| panic!("a weight was read"));
+    let Err(error) = result else { panic!("loaded") };
+    let text = error.to_string();
+    assert_eq!(error.reason(), Reason::InsufficientMemory);
+    assert!(text.contains("limit is 32.0 MiB") && text.contains("raise resources.limits.memory"), "{text}");
+    let plan: MemoryPlan = serde_json::from_value(error.detail().clone()).expect("the plan");
+    assert_eq!(plan.available_bytes, Some(32 << 20));
+    assert!(plan.needed_bytes > 32 << 20);
+}
+
+#[test]
+fn a_cache_that_is_too_small_for_the_context_asked_for_is_refused() {
+    let options = LoadOptions { kv: KvSize::Blocks(3), max_model_len: Some(97), ..LoadOptions::default() };
+    let error = plan("dense-tied", &options).check().expect_err("too small").to_string();
+    assert!(error.contains("holds 96 tokens") && error.contains("context of 97"), "{error}");
+    let options = LoadOptions { max_model_len: None, ..options };
+    let plan = plan("dense-tied", &options);
+    plan.check().expect("the context follows the cache");
+    assert_eq!(plan.max_model_len, 96);
+}
+
+#[test]
+fn a_context_beyond_the_model_s_is_a_mistake_of_the_caller() {
+    let checkpoint = Checkpoint::inspect(&folder("dense-tied")).expect("a checkpoint");
+    for asked in [0, 131_073] {
+        let options = LoadOptions { max_model_len: Some(asked), ..LoadOptions::default() };
+        let error = MemoryPlan::new(&checkpoint, &options).expect_err("refused");
+        assert_eq!(error.reason(), Reason::Usage);
+        assert!(error.to_string().contains("1..=131072"), "{error}");
+    }
+}
+
+#[test]
+fn a_plan_is_json_in_camel_case() {
+    let json = serde_json::to_value(plan("dense-tied", &with_limit(1 << 30))).expect("JSON");
+    for key in ["weightBytes", "kvBytesPerToken", "kvTokens", "neededBytes", "availableBytes", "maxModelLen"] {
+        assert!(json[key].is_u64(), "{key}: {json}");
+    }
+    assert_eq!(json["dtype"], "float32");
+}
+
+#[test]
+fn sizes_read_as_people_write_them() {
+    assert_eq!((size(3 << 30), size(1536 << 10), size(12)), ("3.0 GiB".into(), "1.5 MiB".into(), "12 bytes".into()));
+}

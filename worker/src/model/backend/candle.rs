@@ -12,7 +12,7 @@ use super::{AttentionShape, Backend, ComputeError, GatedMlp, Result, Routes, Ste
 use crate::executor::BLOCK_TOKENS;
 use crate::model::batch::{Batch, Span};
 use crate::model::dtype::Dtype;
-use crate::model::error::{LoadError, LoadResult};
+use crate::model::error::LoadResult;
 use crate::model::pack::{MatrixSource, Pack, Precision};
 use crate::model::rope::Frequencies;
 use crate::model::safetensors::widen;
@@ -29,6 +29,8 @@ impl From<candle_core::Error> for ComputeError {
 pub struct CandleShape {
     /// The format that weights are kept in.
     pub dtype: Dtype,
+    /// The format of the key-value cache.
+    pub kv_cache_dtype: Dtype,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
     /// Width of a head.
@@ -62,7 +64,7 @@ impl CandleBackend {
         let stored = dtype(shape.dtype);
         // candle's CPU operations round half precision after each step: single precision keeps what the weights have
         let working = if device.is_cpu() { DType::F32 } else { stored };
-        let cached = if stored == DType::BF16 { stored } else { working };
+        let cached = dtype(shape.kv_cache_dtype);
         let slots = shape.blocks * BLOCK_TOKENS;
         let empty = || Tensor::zeros((slots, shape.kv_width), cached, &device).map_err(ComputeError::from);
         let cache = (0..shape.layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
@@ -113,16 +115,8 @@ fn read<T>(part: &Part<'_>, narrow: impl Fn(f32) -> Option<T>) -> LoadResult<Vec
     part.stream(|_, bytes| {
         for value in widen(part.dtype, bytes) {
             let place = numbers.len();
-            numbers.push(narrow(value).ok_or_else(|| {
-                LoadError::unsupported(format!(
-                    "{}: tensor {:?} does not fit float16: the value {value} at row {}, column {} is beyond ±65504: use \
-                     --dtype float32 or bfloat16",
-                    part.file(),
-                    part.name,
-                    place / part.inputs,
-                    place % part.inputs
-                ))
-            })?);
+            numbers
+                .push(narrow(value).ok_or_else(|| part.beyond_half(value, place / part.inputs, place % part.inputs))?);
         }
         Ok(())
     })?;
@@ -140,6 +134,11 @@ impl Pack for CandleBackend {
             return Ok(only.clone());
         }
         Ok(Tensor::cat(&parts, 0).map_err(ComputeError::from)?)
+    }
+
+    fn matrix_of(&self, numbers: Vec<f32>, inputs: usize) -> LoadResult<Tensor> {
+        let shape = (numbers.len() / inputs, inputs);
+        Ok(Tensor::from_vec(numbers, shape, &self.device).map_err(ComputeError::from)?)
     }
 
     fn vector(&self, parts: &[Part<'_>]) -> LoadResult<Tensor> {
@@ -346,6 +345,12 @@ impl Backend for CandleBackend {
         let change = self.product(&inner, b)?;
         let change = change.pad_with_zeros(0, rows.start, height - rows.end)?;
         *out = (&*out + change.pad_with_zeros(1, columns.start, width - columns.end)?)?;
+        Ok(())
+    }
+
+    fn add_rows(&self, x: &Tensor, rows: &[u32], shares: &[f32], out: &mut Tensor) -> Result<()> {
+        let shares = Tensor::new(shares, &self.device)?.unsqueeze(1)?.to_dtype(x.dtype())?;
+        *out = out.index_add(&self.indices(rows)?, &x.broadcast_mul(&shares)?, 0)?;
         Ok(())
     }
 

@@ -5,8 +5,8 @@ mod scratch;
 use std::ops::Range;
 
 use ernie_kernels::{
-    Angles, Attention, Cpu, Expert, Format, KvCache, KvFormat, KvShape, Matrix, Rotary, Span, Write, linear, moe,
-    rms_norm, rope, silu_mul, swiglu,
+    Angles, Attention, Cpu, Expert, Format, KvCache, KvFormat, KvShape, Layout, Matrix, Rotary, Span, Write, linear,
+    moe, rms_norm, rope, silu_mul, swiglu,
 };
 use ernie_proto::failure::Reason;
 
@@ -72,12 +72,12 @@ fn format(dtype: Dtype) -> Format {
     }
 }
 
-/// The cache format that goes with a weight format: half precision of values that were computed in single would lose
-/// more than the weights do.
+/// The kernels' name of a cache format.
 pub fn kv_format(dtype: Dtype) -> KvFormat {
     match dtype {
+        Dtype::Float32 => KvFormat::F32,
         Dtype::Bfloat16 => KvFormat::Bf16,
-        Dtype::Float32 | Dtype::Float16 => KvFormat::F32,
+        Dtype::Float16 => KvFormat::F16,
     }
 }
 
@@ -93,16 +93,24 @@ impl Pack for CpuBackend {
         let mut first = 0;
         for part in &source.parts {
             part.stream(|row, bytes| {
-                builder.write_rows(&self.cpu, first + row, format(part.dtype), bytes).map_err(|error| {
-                    LoadError::unsupported(format!(
-                        "{}: tensor {:?} does not fit float16: {error}: use --dtype float32 or bfloat16",
-                        part.file(),
-                        part.name
-                    ))
-                })
+                builder
+                    .write_rows(&self.cpu, first + row, format(part.dtype), bytes)
+                    .map_err(|error| part.beyond_half(error.value, error.row - first, error.column))
             })?;
             first += part.rows.len();
         }
+        Ok(builder.finish())
+    }
+
+    fn matrix_of(&self, numbers: Vec<f32>, inputs: usize) -> LoadResult<Matrix> {
+        let outputs = numbers.len() / inputs;
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let failed = |error| out_of_memory("an adapter", bytes.len(), &error);
+        let mut builder = Matrix::builder(Format::F32, Layout::Plain, outputs, inputs).map_err(failed)?;
+        // single precision holds every value of itself
+        builder
+            .write_rows(&self.cpu, 0, Format::F32, &bytes)
+            .map_err(|error| LoadError::new(Reason::Internal, error.to_string()))?;
         Ok(builder.finish())
     }
 
@@ -227,6 +235,14 @@ impl Backend for CpuBackend {
         let mut inner = self.scratch.rows(rows.len(), a.outputs());
         linear(&self.cpu, x.view().slice(rows.clone()), a, None, Write::Store, inner.view_mut());
         linear(&self.cpu, inner.view(), b, None, Write::Add, out.view_mut().slice(rows).columns(columns));
+        Ok(())
+    }
+
+    fn add_rows(&self, x: &Rows, rows: &[u32], shares: &[f32], out: &mut Rows) -> Result<()> {
+        let (x, mut out) = (x.view(), out.view_mut());
+        for ((from, &to), share) in rows.iter().enumerate().zip(shares) {
+            out.row_mut(to as usize).iter_mut().zip(x.row(from)).for_each(|(out, x)| *out += share * x);
+        }
         Ok(())
     }
 

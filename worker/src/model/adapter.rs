@@ -1,0 +1,232 @@
+//! Low-rank adapters in PEFT's layout: W' = W + s·B·A for any subset of a layer's linear maps.
+//!
+//! What a folder says is checked here; [`attach`] finds the place of every tensor in the model.
+
+mod attach;
+
+use std::path::Path;
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use super::checkpoint::{TensorFiles, catalogue};
+use super::error::{LoadError, LoadResult};
+use super::json::Fields;
+use super::safetensors::Header;
+
+/// The largest rank.
+const MAX_RANK: u64 = 4096;
+/// The longest pattern on a module's name.
+const PATTERN_LIMIT: usize = 512;
+
+/// Keys that concern training only, or say nothing that this code depends on: the tensors tell what is adapted.
+const IGNORED: [&str; 22] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "monteclora_config",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "target_parameters",
+    "task_type",
+];
+
+/// An adapter's scale: alpha / r, or alpha / √r.
+#[derive(Debug)]
+struct Scale {
+    rank: usize,
+    alpha: f64,
+    root: bool,
+    ranks: Vec<(Regex, f64)>,
+    alphas: Vec<(Regex, f64)>,
+}
+
+impl Scale {
+    /// The rank that the config gives a module.
+    fn rank(&self, module: &str) -> usize {
+        pattern(&self.ranks, module).map_or(self.rank, |rank| rank as usize)
+    }
+
+    /// The scale of a module.
+    fn of(&self, module: &str) -> f32 {
+        let (rank, alpha) = (self.rank(module) as f64, pattern(&self.alphas, module).unwrap_or(self.alpha));
+        (alpha / if self.root { rank.sqrt() } else { rank }) as f32
+    }
+}
+
+/// The value of the first pattern that matches a module's name to its end.
+fn pattern(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
+    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|&(_, value)| value)
+}
+
+/// A checked adapter folder: everything but the weights.
+#[derive(Debug)]
+pub struct Adapter {
+    /// The name that requests call it by.
+    pub name: String,
+    /// Its tensors.
+    pub tensors: TensorFiles,
+    scale: Scale,
+}
+
+impl Adapter {
+    /// Reads the configuration and the header of an adapter folder.
+    ///
+    /// # Errors
+    /// [`LoadError`] that names the file and the key.
+    pub fn inspect(name: &str, path: &Path) -> LoadResult<Self> {
+        let config = path.join("adapter_config.json");
+        if !config.exists() {
+            return Err(LoadError::not_found(format!(
+                "adapter {name:?}: {} does not exist: --adapter takes NAME=DIR with a folder that PEFT saved",
+                config.display()
+            )));
+        }
+        let scale = scale(Fields::read(&config)?)?;
+        let weights = path.join("adapter_model.safetensors");
+        if !weights.exists() {
+            let only_bin = path.join("adapter_model.bin").exists();
+            let seen = if only_bin { ", only adapter_model.bin: save it as safetensors" } else { "" };
+            return Err(LoadError::not_found(format!("adapter {name:?}: {} does not exist{seen}", weights.display())));
+        }
+        let header = Header::read(&weights)?;
+        let tensors = TensorFiles { folder: path.to_owned(), files: vec![weights], places: catalogue(vec![header])? };
+        Ok(Self { name: name.to_owned(), tensors, scale })
+    }
+}
+
+/// Reads what of `adapter_config.json` matters and refuses the kinds of adapters that are not computed.
+fn scale(mut fields: Fields) -> LoadResult<Scale> {
+    match fields.take_set("peft_type") {
+        Some(value) if value.as_str() == Some("LORA") => {}
+        value => return Err(fields.unsupported("peft_type", &value.unwrap_or_default(), "\"LORA\"")),
+    }
+    for (key, wanted) in [("bias", "none"), ("lora_bias", "false")] {
+        if let Some(value) = fields.take_set(key)
+            && value.as_str() != Some(wanted)
+            && value.as_bool() != Some(false)
+        {
+            return Err(fields.unsupported(key, &value, wanted));
+        }
+    }
+    // these change the base weights, which are then no longer those of the model served here
+    let harmless = ["gaussian", "eva", "orthogonal", "mica"];
+    if let Some(value) = fields.take_set("init_lora_weights")
+        && !value.is_boolean()
+        && !value.as_str().is_some_and(|kind| harmless.contains(&kind))
+    {
+        let wanted = "an initialisation that leaves the base model as it is: convert the adapter with PEFT's \
+                      path_initial_model_for_weight_conversion";
+        return Err(fields.unsupported("init_lora_weights", &value, wanted));
+    }
+    let scale = Scale {
+        rank: fields.required("r", 1..=MAX_RANK)?,
+        alpha: fields.number("lora_alpha", 0.0..=1e6)?.unwrap_or(8.0),
+        root: fields.flag("use_rslora")?.unwrap_or(false),
+        ranks: patterns(&mut fields, "rank_pattern", 1.0..=MAX_RANK as f64)?,
+        alphas: patterns(&mut fields, "alpha_pattern", 0.0..=1e6)?,
+    };
+    for key in IGNORED {
+        fields.take(key);
+    }
+    // a key that says no changes nothing, whatever it is; one that says yes is a kind of adapter of its own
+    for (key, value) in fields.rest() {
+        let off = value.is_null()
+            || value == Value::Bool(false)
+            || value == Value::Object(Map::new())
+            || value == Value::Array(Vec::new());
+        if !off {
+            return Err(fields.unsupported(&key, &value, "absent or false"));
+        }
+    }
+    Ok(scale)
+}
+
+/// Patterns on module names with a number each; PEFT matches them to the end of a name, after any prefix.
+fn patterns(fields: &mut Fields, key: &str, range: std::ops::RangeInclusive<f64>) -> LoadResult<Vec<(Regex, f64)>> {
+    let Some(value) = fields.take_set(key) else { return Ok(Vec::new()) };
+    let Some(map) = value.as_object().filter(|map| map.len() <= 4096) else {
+        return Err(fields.out_of_range(key, &value, "an object from names to numbers"));
+    };
+    map.iter()
+        .map(|(name, number)| {
+            let regex = Some(name).filter(|name| name.len() <= PATTERN_LIMIT).and_then(|name| {
+                regex::RegexBuilder::new(&format!(r"^(.*\.)?({name})$")).size_limit(1 << 16).build().ok()
+            });
+            match (regex, number.as_f64().filter(|number| range.contains(number))) {
+                (Some(regex), Some(number)) => Ok((regex, number)),
+                (None, _) => Err(fields.out_of_range(key, &Value::from(name.as_str()), "a regular expression")),
+                (_, None) => {
+                    let wanted = format!("a number in {:?}..={:?} for {name:?}", range.start(), range.end());
+                    Err(fields.out_of_range(key, number, &wanted))
+                }
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(config: &Value) -> LoadResult<Scale> {
+        scale(Fields::parse("adapter_config.json", &config.to_string())?)
+    }
+
+    #[test]
+    fn the_scale_follows_rank_alpha_and_patterns() {
+        let config = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_dora": false, "modules_to_save": null,
+            "rank_pattern": {"v_proj": 4, r"layers\.1\..*\.q_proj": 2}, "alpha_pattern": {"^model.layers.0.self_attn.k_proj": 1}});
+        let scale = read(&config).expect("read");
+        assert_eq!(scale.of("model.layers.0.self_attn.o_proj"), 2.0);
+        assert_eq!(scale.of("model.layers.0.self_attn.v_proj"), 4.0);
+        assert_eq!(scale.of("model.layers.1.self_attn.q_proj"), 8.0);
+        assert_eq!(scale.of("model.layers.11.self_attn.q_proj"), 2.0);
+        assert_eq!(scale.of("model.layers.0.self_attn.k_proj"), 0.125);
+        let root = read(&json!({"peft_type": "LORA", "r": 16, "lora_alpha": 8, "use_rslora": true})).expect("read");
+        assert_eq!(root.of("model.layers.0.mlp.up_proj"), 2.0);
+    }
+
+    #[test]
+    fn other_kinds_of_adapters_are_refused_by_name() {
+        for (key, value) in [
+            ("peft_type", json!("LOHA")),
+            ("use_dora", json!(true)),
+            ("bias", json!("all")),
+            ("lora_bias", json!(true)),
+            ("fan_in_fan_out", json!(true)),
+            ("modules_to_save", json!(["lm_head"])),
+            ("layer_replication", json!([[0, 2]])),
+            ("trainable_token_indices", json!([1])),
+            ("alora_invocation_tokens", json!([1])),
+            ("use_qalora", json!(true)),
+            ("init_lora_weights", json!("pissa")),
+            ("r", json!(0)),
+            ("r", json!(1_000_000)),
+            ("lora_alpha", json!("big")),
+            ("rank_pattern", json!({"(": 4})),
+            ("rank_pattern", json!({"q_proj": 0})),
+            ("alpha_pattern", json!([1])),
+        ] {
+            let mut config = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16});
+            config[key] = value;
+            let error = read(&config).expect_err(key).to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}
