@@ -80,7 +80,7 @@ fn requests() -> Vec<Request> {
         .collect();
     let request = |index: usize| {
         let passage = &passages[index % passages.len()];
-        let length = [5, 33, 64, 130, 300, 17, 96, 200][index % 8].min(passage.len());
+        let length = [5, 33, 64, 130, 260, 17, 96, 200][index % 8].min(passage.len());
         let temperature = if index.is_multiple_of(2) { 0.0 } else { 0.9 };
         let seeded = SamplingParams { temperature, top_p: 0.95, seed: index as u64, ..SamplingParams::default() };
         Request {
@@ -90,11 +90,11 @@ fn requests() -> Vec<Request> {
             emitted: vec![],
             sampling: SamplingParams { repetition_penalty: [1.0, 1.2][index / 2 % 2], ..seeded },
             choice: 0,
-            max_tokens: Some(24 + 8 * (index as u32 % 5)),
+            max_tokens: Some(40 + 40 * (index as u32 % 4)),
             min_tokens: 0,
             stop_token_ids: vec![],
             eos_token_ids: [2].into(),
-            ignore_eos: false,
+            ignore_eos: index % 3 > 0,
             deadline: Instant::now() + Duration::from_secs(600),
             priority: 0,
             tenant: "".into(),
