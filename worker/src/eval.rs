@@ -90,7 +90,7 @@ pub fn run(args: &EvalArgs) -> Result<(), TerminationMessage> {
     }
     let checkpoint = Checkpoint::inspect(&args.model).map_err(|error| error.termination())?;
     for warning in &checkpoint.warnings {
-        tracing::warn!("{warning}");
+        eprintln!("warning: {warning}");
     }
     match (&args.input, &args.output, &args.perplexity) {
         (_, _, Some(file)) => perplexity::run(args, &checkpoint, file),

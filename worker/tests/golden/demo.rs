@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::reference::{Engine, single};
 
-fn models() -> PathBuf {
+pub(crate) fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
 }
 

@@ -2,6 +2,7 @@
 //! backends, at each level that this CPU has, alone, in batches and in chunks.
 
 mod adapters;
+mod command;
 mod corruption;
 mod demo;
 mod folders;
