@@ -1,5 +1,7 @@
 //! Grouped-query attention with rotary positions over the paged cache.
 
+mod sliding_window;
+
 use super::backend::{AttentionShape, Backend, Result, Step};
 use super::config::ModelConfig;
 use super::ernie::projection;
@@ -8,21 +10,29 @@ use super::pack::{Layout, Pack};
 use super::projection::Projection;
 use super::weights::Weights;
 
+pub use sliding_window::SlidingWindow;
+
 /// The attention of one layer.
 pub struct Attention<P: Pack> {
     /// q, k and v below each other `[(heads + 2 · kv_heads) · head_dim, hidden]`.
     pub(super) qkv: Projection<P>,
     /// `[hidden, heads · head_dim]`.
     pub(super) output: Projection<P>,
-    shape: AttentionShape,
+    pub(super) shape: AttentionShape,
 }
 
 impl<P: Pack> Attention<P> {
-    /// Takes the attention at `prefix` out of a checkpoint.
+    /// Takes the attention of a layer at `prefix` out of a checkpoint.
     ///
     /// # Errors
     /// [`LoadError`], as [`Weights::whole`].
-    pub fn assemble(config: &ModelConfig, prefix: &str, tensors: &Weights<'_>, pack: &P) -> LoadResult<Self> {
+    pub fn assemble(
+        config: &ModelConfig,
+        layer: usize,
+        prefix: &str,
+        tensors: &Weights<'_>,
+        pack: &P,
+    ) -> LoadResult<Self> {
         let (hidden, query, kv) = (config.hidden_size, config.query_width(), config.kv_width());
         let names = [("q_proj", query), ("k_proj", kv), ("v_proj", kv)];
         Ok(Self {
@@ -32,7 +42,7 @@ impl<P: Pack> Attention<P> {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
-                window: config.sliding_window,
+                window: config.sliding_window.as_ref().and_then(|window| window.of_layer(layer)),
             },
         })
     }

@@ -101,11 +101,12 @@ pub trait Backend: Pack {
     /// What [`Backend::prepare`] makes of a batch.
     type State;
 
-    /// Prepares a batch: rotary angles, and what a device needs of the layout and of the attention's `window`.
+    /// Prepares a batch: rotary angles, and what a device needs of the layout and of the
+    /// `windows` that layers have.
     ///
     /// # Errors
     /// [`ComputeError`], as in every operation.
-    fn prepare(&self, batch: &Batch, window: Option<usize>) -> Result<Self::State>;
+    fn prepare(&self, batch: &Batch, windows: &[Option<usize>]) -> Result<Self::State>;
 
     /// The tokens' rows of the embedding.
     ///

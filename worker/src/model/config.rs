@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::attention::SlidingWindow;
 use super::dtype::Dtype;
 use super::error::LoadError;
 use super::json::Fields;
@@ -119,8 +120,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
-    /// How many tokens back a token sees, itself included; `None` for all of them.
-    pub sliding_window: Option<usize>,
+    /// Layers in which a token does not see all tokens before it.
+    pub sliding_window: Option<SlidingWindow>,
     /// Whether q, k, v, o and dense feed-forward projections have biases.
     pub use_bias: bool,
     /// Whether the output head is the embedding.
@@ -170,7 +171,7 @@ impl ModelConfig {
             max_positions: fields.count("max_position_embeddings", 1..=MAX_POSITIONS)?.unwrap_or(131_072),
             rms_norm_eps: fields.number("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(1e-5) as f32,
             rope_theta: rope_theta(&mut fields)?,
-            sliding_window: sliding_window(&mut fields)?,
+            sliding_window: SlidingWindow::read(&mut fields, layers)?,
             use_bias: fields.flag("use_bias")?.unwrap_or(false),
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(true),
             dtype: dtype(&mut fields)?,
@@ -358,13 +359,6 @@ fn rope_theta(fields: &mut Fields) -> Result<f32, LoadError> {
         }
     }
     Ok(theta.unwrap_or(500_000.0) as f32)
-}
-
-/// A window of the usual spelling: `sliding_window`, switched off by `use_sliding_window: false`.
-fn sliding_window(fields: &mut Fields) -> Result<Option<usize>, LoadError> {
-    let enabled = fields.flag("use_sliding_window")?.unwrap_or(true);
-    let window = fields.count("sliding_window", 1..=MAX_POSITIONS)?;
-    Ok(window.filter(|_| enabled))
 }
 
 /// `torch_dtype` (published spelling) or `dtype`.

@@ -21,7 +21,8 @@ pub struct Decoder<P: Pack> {
     /// `None` when the embedding is the head.
     head: Option<Affine<P>>,
     eps: f32,
-    window: Option<usize>,
+    /// The windows of the layers' attention, each once.
+    windows: Vec<Option<usize>>,
 }
 
 /// One decoder layer.
@@ -47,8 +48,8 @@ impl<P: Pack> Decoder<P> {
         let hidden = config.hidden_size;
         let table = [config.vocab_size, hidden];
         let embedding = pack.matrix(&plain(tensors.whole("model.embed_tokens.weight", &table)?))?;
-        let layers =
-            (0..config.layers).map(|layer| Layer::assemble(config, layer, tensors, pack)).collect::<LoadResult<_>>()?;
+        let layers = (0..config.layers).map(|layer| Layer::assemble(config, layer, tensors, pack));
+        let layers = layers.collect::<LoadResult<Vec<_>>>()?;
         let norm = vector(pack, tensors.whole("model.norm.weight", &[hidden])?)?;
         let head = if config.tie_word_embeddings {
             None
@@ -61,7 +62,10 @@ impl<P: Pack> Decoder<P> {
                 bias: bias.map(|bias| vector(pack, bias)).transpose()?,
             })
         };
-        Ok(Self { embedding, layers, norm, head, eps: config.rms_norm_eps, window: config.sliding_window })
+        let mut windows: Vec<_> = layers.iter().map(|layer| layer.attention.shape.window).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        Ok(Self { embedding, layers, norm, head, eps: config.rms_norm_eps, windows })
     }
 }
 
@@ -71,7 +75,7 @@ impl<P: Pack> Layer<P> {
         let norm = |name: &str| vector(pack, tensors.whole(&format!("{prefix}.{name}.weight"), &[config.hidden_size])?);
         Ok(Self {
             input_norm: norm("input_layernorm")?,
-            attention: Attention::assemble(config, &format!("{prefix}.self_attn"), tensors, pack)?,
+            attention: Attention::assemble(config, layer, &format!("{prefix}.self_attn"), tensors, pack)?,
             post_attention_norm: norm("post_attention_layernorm")?,
             feed_forward: match config.moe_layer(layer) {
                 None => {
@@ -90,7 +94,7 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// [`ComputeError`](super::backend::ComputeError).
     pub fn forward(&self, backend: &mut B, batch: &Batch, mut trace: Option<&mut Trace>) -> Result<Vec<f32>> {
-        let step = Step { batch, state: backend.prepare(batch, self.window)? };
+        let step = Step { batch, state: backend.prepare(batch, &self.windows)? };
         let mut stream = backend.embed(&self.embedding, &batch.tokens)?;
         Trace::record(&mut trace, backend, "embed", &stream)?;
         for (number, layer) in self.layers.iter().enumerate() {

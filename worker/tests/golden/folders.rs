@@ -231,3 +231,64 @@ fn the_kernels_give_the_same_bits_in_batches_chunks_and_any_number_of_threads() 
         }
     }
 }
+
+/// A copy of a golden folder whose config has more keys.
+fn with_config(name: &str, keys: &serde_json::Value) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("a folder");
+    let text = std::fs::read_to_string(folder(name).join("config.json")).expect("a config");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    for (key, value) in keys.as_object().expect("keys") {
+        config[key] = value.clone();
+    }
+    std::fs::write(copy.path().join("config.json"), config.to_string()).expect("written");
+    std::fs::copy(folder(name).join("model.safetensors"), copy.path().join("model.safetensors")).expect("copied");
+    copy
+}
+
+#[test]
+fn a_sliding_window_hides_what_lies_further_back_than_its_layers_reach() {
+    let reference = Reference::of("dense-tied");
+    let settings = Settings { generate: 8, ..Settings::default() };
+    let whole = with_config("dense-tied", &serde_json::json!({"sliding_window": 64}));
+    let narrow = with_config("dense-tied", &serde_json::json!({"sliding_window": 4}));
+    let kinds = serde_json::json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    let mixed = with_config("dense-tied", &serde_json::json!({"sliding_window": 4, "layer_types": kinds}));
+    // three layers reach 3 · (4 − 1) places back: the last of 19 rows sees the places from 9 on
+    let mut changed = reference.prompt();
+    changed.ids[..9].iter_mut().for_each(|id| *id = (*id + 1) % 320);
+    let mut results = Vec::new();
+    for engine in Engine::all() {
+        let run = |path: &std::path::Path, prompt: &Sequence, chunk: usize| {
+            let mut executor = engine.load(path, DtypeChoice::Auto, &[]);
+            single(&mut executor, prompt, &Settings { chunk, ..settings })
+        };
+        let result = run(whole.path(), &reference.prompt(), 64);
+        near(&format!("{engine:?} wide window"), &result.logits, &reference.floats("logits"), F32);
+        let result = run(narrow.path(), &reference.prompt(), 64);
+        assert!(distance(&result.logits, &reference.floats("logits")) > 0.1, "{engine:?}: the window hides nothing");
+        near(&format!("{engine:?} chunks"), &run(narrow.path(), &reference.prompt(), 5).logits, &result.logits, 1e-4);
+        let last = |logits: &[f32]| logits[18 * 320..].to_vec();
+        let hidden = run(narrow.path(), &changed, 64);
+        near(&format!("{engine:?} hidden"), &last(&hidden.logits), &last(&result.logits), 1e-5);
+        let seen = run(mixed.path(), &changed, 64);
+        let mixed = run(mixed.path(), &reference.prompt(), 64);
+        assert!(distance(&last(&seen.logits), &last(&mixed.logits)) > 1e-3, "{engine:?}: a full layer sees all");
+        results.push((result.logits, result.greedy_tokens, mixed.logits));
+    }
+    for (narrow, tokens, mixed) in &results[1..] {
+        near("backends", narrow, &results[0].0, F32);
+        near("backends, mixed", mixed, &results[0].2, F32);
+        assert_eq!(tokens, &results[0].1);
+    }
+}
+
+#[test]
+fn a_file_cut_short_after_loading_does_not_matter_any_more() {
+    let reference = Reference::of("dense-tied");
+    let copy = with_config("dense-tied", &serde_json::json!({}));
+    let mut executor = Engine::best().load(copy.path(), DtypeChoice::Auto, &[]);
+    let file = std::fs::OpenOptions::new().write(true).open(copy.path().join("model.safetensors")).expect("opened");
+    file.set_len(100).expect("cut");
+    let result = single(&mut executor, &reference.prompt(), &Settings::default());
+    near("after the cut", &result.logits, &reference.floats("logits"), F32);
+}

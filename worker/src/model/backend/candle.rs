@@ -169,25 +169,31 @@ struct Sequence {
     rows: Range<usize>,
     /// Slots of the tokens seen by any of its rows, in order.
     seen: Tensor,
-    /// 0 where row i sees token j, −∞ elsewhere: `[rows, seen]`.
-    mask: Tensor,
+    /// For each window: 0 where row i sees token j, −∞ elsewhere, `[rows, seen]`.
+    masks: Vec<(Option<usize>, Tensor)>,
 }
 
 impl CandleBackend {
-    fn sequence(&self, span: &Span, window: Option<usize>) -> Result<Sequence> {
+    fn sequence(&self, span: &Span, windows: &[Option<usize>]) -> Result<Sequence> {
         let length = span.start + span.rows.len();
         let slot =
             |place: usize| span.blocks[place / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (place % BLOCK_TOKENS) as u32;
+        let masks = windows.iter().map(|&window| Ok((window, self.mask(span, window)?)));
+        Ok(Sequence {
+            rows: span.rows.clone(),
+            seen: self.indices(&(0..length).map(slot).collect::<Vec<_>>())?,
+            masks: masks.collect::<Result<_>>()?,
+        })
+    }
+
+    fn mask(&self, span: &Span, window: Option<usize>) -> Result<Tensor> {
+        let length = span.start + span.rows.len();
         let mut mask = Vec::with_capacity(span.rows.len() * length);
         for place in span.start..length {
             let first = window.map_or(0, |window| (place + 1).saturating_sub(window));
             mask.extend((0..length).map(|seen| if (first..=place).contains(&seen) { 0.0 } else { f32::NEG_INFINITY }));
         }
-        Ok(Sequence {
-            rows: span.rows.clone(),
-            seen: self.indices(&(0..length).map(slot).collect::<Vec<_>>())?,
-            mask: Tensor::from_vec(mask, (span.rows.len(), length), &self.device)?,
-        })
+        Ok(Tensor::from_vec(mask, (span.rows.len(), length), &self.device)?)
     }
 }
 
@@ -195,7 +201,7 @@ impl Backend for CandleBackend {
     type Rows = Tensor;
     type State = Prepared;
 
-    fn prepare(&self, batch: &Batch, window: Option<usize>) -> Result<Prepared> {
+    fn prepare(&self, batch: &Batch, windows: &[Option<usize>]) -> Result<Prepared> {
         let (cos, sin) = self.frequencies.angles(&batch.positions);
         let shape = (batch.rows(), 1, self.frequencies.pairs(), 1);
         let width = self.cache.first().map_or(0, |(keys, _)| keys.dims()[1]);
@@ -203,7 +209,7 @@ impl Backend for CandleBackend {
             cos: Tensor::from_vec(cos, shape, &self.device)?,
             sin: Tensor::from_vec(sin, shape, &self.device)?,
             slots: self.indices(&batch.slots)?.unsqueeze(1)?.broadcast_as((batch.rows(), width))?.contiguous()?,
-            sequences: batch.spans.iter().map(|span| self.sequence(span, window)).collect::<Result<_>>()?,
+            sequences: batch.spans.iter().map(|span| self.sequence(span, windows)).collect::<Result<_>>()?,
         })
     }
 
@@ -284,7 +290,10 @@ impl Backend for CandleBackend {
         let &AttentionShape { kv_heads, head_dim, .. } = shape;
         let group = shape.heads / kv_heads;
         let mut mixed = Vec::with_capacity(step.state.sequences.len());
-        for Sequence { rows, seen, mask } in &step.state.sequences {
+        for Sequence { rows, seen, masks } in &step.state.sequences {
+            let Some((_, mask)) = masks.iter().find(|(window, _)| *window == shape.window) else {
+                return Err(ComputeError(format!("no mask was prepared for the window {:?}", shape.window)));
+            };
             let (count, length) = mask.dims2()?;
             let gather = |cache: &Tensor| {
                 let seen = cache.index_select(seen, 0)?.to_dtype(qkv.dtype())?;

@@ -145,7 +145,8 @@ fn unknown_keys_are_reported_by_name() {
 
 #[test]
 fn a_sliding_window_is_taken_unless_it_is_switched_off() {
-    assert_eq!(accepted(&with(dense(), &[("sliding_window", json!(4096))])).sliding_window, Some(4096));
+    let window = accepted(&with(dense(), &[("sliding_window", json!(4096))])).sliding_window;
+    assert_eq!(window.expect("a window").of_layer(17), Some(4096));
     let off = [("sliding_window", json!(4096)), ("use_sliding_window", json!(false))];
     assert_eq!(accepted(&with(dense(), &off)).sliding_window, None);
 }
