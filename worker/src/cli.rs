@@ -17,6 +17,9 @@ use crate::model::DtypeChoice;
 /// Build version, as `version` and `/version` show it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Tokens in one forward pass, unless told otherwise.
+const BATCHED_TOKENS: usize = 2048;
+
 /// Inference worker for ERNIE 4.5.
 #[derive(Debug, Parser)]
 #[command(name = "ernie-worker", version, max_term_width = 100)]
@@ -63,9 +66,10 @@ pub struct ServeArgs {
     /// Most requests that run at once.
     #[arg(long, value_name = "N", default_value_t = 64, env = "ERNIE_MAX_NUM_SEQS", allow_negative_numbers = true, value_parser = positive)]
     pub max_num_seqs: usize,
-    /// Most tokens in one forward pass.
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048, env = "ERNIE_MAX_NUM_BATCHED_TOKENS", allow_negative_numbers = true, value_parser = positive)]
-    pub max_num_batched_tokens: usize,
+    /// Most tokens in one forward pass. Default: 2048, or as many as requests that run at once.
+    #[arg(long, value_name = "TOKENS", env = "ERNIE_MAX_NUM_BATCHED_TOKENS", allow_negative_numbers = true,
+        value_parser = positive)]
+    pub max_num_batched_tokens: Option<usize>,
     /// Most requests that wait; further ones are refused with RESOURCE_EXHAUSTED.
     #[arg(
         long,
@@ -166,11 +170,11 @@ impl ServeArgs {
         if self.port == self.http_port && self.port != 0 {
             return Err(format!("--port and --http-port are both {}; choose two ports", self.port));
         }
-        if self.max_num_batched_tokens < self.max_num_seqs {
+        if let Some(tokens) = self.max_num_batched_tokens.filter(|&tokens| tokens < self.max_num_seqs) {
             return Err(format!(
-                "--max-num-batched-tokens {} is less than --max-num-seqs {}: each running request needs a token of every \
-                 step; raise the first or lower the second",
-                self.max_num_batched_tokens, self.max_num_seqs
+                "--max-num-batched-tokens {tokens} is less than --max-num-seqs {}: each running request needs a token of \
+                 every step; raise the first or lower the second",
+                self.max_num_seqs
             ));
         }
         if self.max_num_seqs > 4096 {
@@ -180,6 +184,11 @@ impl ServeArgs {
             return Err(format!("--max-queued-requests {} is more than 1048576", self.max_queued_requests));
         }
         Ok(())
+    }
+
+    /// Most tokens in one forward pass.
+    pub fn batched_tokens(&self) -> usize {
+        self.max_num_batched_tokens.unwrap_or_else(|| BATCHED_TOKENS.max(self.max_num_seqs))
     }
 
     /// The name that clients send.
@@ -342,5 +351,6 @@ mod tests {
         assert!(serve(&["--port", "9", "--http-port", "9"]).expect_err("same").contains("choose two ports"));
         let error = serve(&["--max-num-seqs", "64", "--max-num-batched-tokens", "8"]).expect_err("too few");
         assert!(error.contains("raise the first or lower the second"), "{error}");
+        assert_eq!(serve(&["--max-num-seqs", "4096"]).expect("parses").batched_tokens(), 4096);
     }
 }

@@ -108,7 +108,7 @@ fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
         kv: args.kv_cache_memory.map_or(KvSize::Auto, KvSize::Bytes),
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs,
-        max_num_batched_tokens: args.max_num_batched_tokens,
+        max_num_batched_tokens: args.batched_tokens(),
         memory_limit: MemoryLimit::of_this_process(),
         ..standard
     };
@@ -155,7 +155,7 @@ fn engine_config(args: &ServeArgs, executor: &ModelExecutor) -> Result<EngineCon
         .map_err(|error| failure(Reason::Internal, format!("the system gives no randomness: {error}")))?;
     Ok(EngineConfig {
         max_num_seqs: args.max_num_seqs,
-        max_num_batched_tokens: args.max_num_batched_tokens,
+        max_num_batched_tokens: args.batched_tokens(),
         max_queued_requests: args.max_queued_requests,
         max_model_len: args.max_model_len,
         enable_prefix_caching: args.enable_prefix_caching,

@@ -66,7 +66,7 @@ async fn a_client_that_closes_its_connection_frees_all_its_work() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_waits_can_go_away_too() {
-    let worker = Running::start(&["--max-num-seqs", "1", "--max-num-batched-tokens", "64"]).await;
+    let worker = Running::start(&["--max-num-seqs", "1"]).await;
     let _running = long_stream(&worker).await;
     let waiting = worker.client().await.complete(complete("It was", endless())).await.expect("accepted");
     worker.figure_becomes(WAITING, 1.0).await;

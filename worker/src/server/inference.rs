@@ -1,0 +1,338 @@
+//! `ernie.v1.Inference`.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use ernie_proto::ernie::v1::{
+    self, ChatRequest, CompleteRequest, DetokenizeRequest, DetokenizeResponse, GetModelRequest, GetModelResponse,
+    TokenizeRequest, TokenizeResponse, complete_request::Prompt, inference_server, tokenize_request::Input,
+};
+use tokio_util::task::TaskTracker;
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
+
+use super::{
+    answer::{Answer, AnswerStream},
+    connection::LiveCall,
+    deadline,
+    lifecycle::{Lifecycle, Stage},
+    request::{self, Generation},
+    status::{self, invalid},
+};
+use crate::{
+    chat::ChatTemplate,
+    engine::{self, EngineHandle},
+    sampling::SamplingParams,
+    tokenizer::{Tokenizer, TokenizerError},
+};
+
+/// Metadata key of the worker's own trial request.
+pub const WARM_UP_KEY: &str = "x-ernie-warm-up";
+/// Longest tenant name, in bytes.
+const MAX_TENANT_BYTES: usize = 128;
+/// Longest text that Detokenize returns, in bytes.
+const MAX_TEXT_BYTES: usize = 4 << 20;
+
+/// A loaded model, as the services see it.
+pub struct Served {
+    /// The name that clients send.
+    pub name: String,
+    /// `model_type` of config.json.
+    pub architecture: String,
+    /// Number format of the weights.
+    pub dtype: String,
+    /// Identifies weights, formats and kernels: equal seeds give equal answers where this is equal.
+    pub numerics: String,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Arc<[u32]>,
+    /// What requests leave out.
+    pub defaults: SamplingParams,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversation to text, when the model has a template.
+    pub template: Option<ChatTemplate>,
+    /// Where requests go.
+    pub engine: EngineHandle,
+}
+
+/// The service `ernie.v1.Inference`. Clones share everything.
+#[derive(Clone)]
+pub struct Inference(Arc<Inner>);
+
+struct Inner {
+    lifecycle: Lifecycle,
+    served: OnceLock<Arc<Served>>,
+    streams: TaskTracker,
+    tenant_header: Option<String>,
+    /// The secret with which the worker's own trial request is let through before readiness.
+    warm_up: String,
+}
+
+impl Inference {
+    /// A service that serves once [`Inference::set`] has been called and the lifecycle says so. Running streams are tasks
+    /// of [`Inference::streams`].
+    pub fn new(lifecycle: Lifecycle, tenant_header: Option<String>) -> Self {
+        Self(Arc::new(Inner {
+            lifecycle,
+            served: OnceLock::new(),
+            streams: TaskTracker::new(),
+            tenant_header,
+            warm_up: format!("{:016x}{:016x}", draw(), draw()),
+        }))
+    }
+
+    /// Hands over the loaded model. A second call changes nothing.
+    pub fn set(&self, served: Served) {
+        // A worker loads one model in its life.
+        let _ = self.0.served.set(Arc::new(served));
+    }
+
+    /// The running streams.
+    pub fn streams(&self) -> &TaskTracker {
+        &self.0.streams
+    }
+
+    /// Value of [`WARM_UP_KEY`] that opens a worker that is warming up.
+    pub fn warm_up_secret(&self) -> &str {
+        &self.0.warm_up
+    }
+
+    fn served(&self, metadata: &MetadataMap) -> Result<&Arc<Served>, Status> {
+        let stage = self.0.lifecycle.stage();
+        let open = match stage {
+            Stage::Serving | Stage::LameDuck => true,
+            Stage::WarmingUp => self.is_own(metadata),
+            Stage::Loading(_) | Stage::Draining => false,
+        };
+        self.0.served.get().filter(|_| open).ok_or_else(|| status::not_serving(stage))
+    }
+
+    /// Whether a request is the worker's own trial.
+    fn is_own(&self, metadata: &MetadataMap) -> bool {
+        metadata.get(WARM_UP_KEY).is_some_and(|value| value == self.0.warm_up.as_str())
+    }
+
+    fn tenant(&self, metadata: &MetadataMap) -> Result<Arc<str>, Status> {
+        let Some(key) = &self.0.tenant_header else { return Ok(Arc::from("")) };
+        if self.is_own(metadata) {
+            return Ok(Arc::from(""));
+        }
+        let value = metadata.get(key).and_then(|value| value.to_str().ok());
+        match value {
+            Some(tenant) if (1..=MAX_TENANT_BYTES).contains(&tenant.len()) => Ok(Arc::from(tenant)),
+            Some(tenant) => Err(invalid(key, format!("has {} characters; send 1 to {MAX_TENANT_BYTES}", tenant.len()))),
+            None => Err(invalid(key, "is missing in the metadata; the front of this server must set it")),
+        }
+    }
+
+    async fn generate(&self, call: Call, make: Make) -> Result<Response<AnswerStream>, Status> {
+        let accepted = Instant::now();
+        let served = Arc::clone(self.served(&call.metadata)?);
+        let tenant = self.tenant(&call.metadata)?;
+        let time = deadline::of(&call.metadata)?;
+        check_model(&call.model, &served)?;
+        let request_id = request::request_id(call.request_id, draw)?;
+        let vocab = served.engine.limits().vocab;
+        let Generation { sampling, max_tokens, min_tokens, stops, stop_token_ids, ignore_eos } =
+            request::generation(call.sampling, &served.defaults, vocab, draw)?;
+        let (text, prompt) = {
+            let served = Arc::clone(&served);
+            off_the_async_threads(move || make(&served)).await?
+        };
+        let started = v1::Started {
+            request_id: request_id.clone(),
+            model: served.name.clone(),
+            seed: sampling.seed,
+            prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+            numerics: served.numerics.clone(),
+        };
+        let request = engine::Request {
+            id: request_id,
+            prompt,
+            position_ids: None,
+            emitted: Vec::new(),
+            sampling,
+            choice: 0,
+            max_tokens,
+            min_tokens,
+            stop_token_ids,
+            eos_token_ids: Arc::clone(&served.eos_token_ids),
+            ignore_eos,
+            deadline: accepted + time,
+            priority: 0,
+            tenant,
+            adapter: None,
+        };
+        let events = served.engine.submit(request).map_err(|rejected| status::rejected(&rejected))?;
+        let answer = Answer { events, started, echo: text, stops, tokenizer: Arc::clone(&served.tokenizer) };
+        Ok(Response::new(answer.start(&self.0.streams, call.live)))
+    }
+}
+
+/// What Chat and Complete have in common.
+struct Call {
+    metadata: MetadataMap,
+    live: Option<LiveCall>,
+    model: String,
+    request_id: String,
+    sampling: Option<v1::SamplingParams>,
+}
+
+impl Call {
+    fn new(
+        metadata: MetadataMap,
+        extensions: &Extensions,
+        model: String,
+        request_id: String,
+        sampling: Option<v1::SamplingParams>,
+    ) -> Self {
+        Self { metadata, live: extensions.get().cloned(), model, request_id, sampling }
+    }
+}
+
+/// Makes the text to repeat and the prompt's ids; slow, so it runs off the async threads.
+type Make = Box<dyn FnOnce(&Served) -> Result<(String, Vec<u32>), Status> + Send>;
+
+fn check_model(asked: &str, served: &Served) -> Result<(), Status> {
+    if asked.is_empty() || asked == served.name { Ok(()) } else { Err(status::unknown_model(asked, &served.name)) }
+}
+
+fn draw() -> u64 {
+    // Without randomness from the system the clock still tells requests apart.
+    getrandom::u64().unwrap_or_else(|_| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        now.as_nanos() as u64
+    })
+}
+
+async fn off_the_async_threads<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")))
+}
+
+/// Token ids of a text that came in `field`. A text that cannot fit the context is refused before it is tokenised.
+fn encode(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Status> {
+    let (context, least) = (served.engine.limits().context, text.len() / served.tokenizer.longest_piece().max(1));
+    if least > context {
+        return Err(invalid(
+            field,
+            format!("has at least {least} tokens; prompt and answer together may have {context}"),
+        ));
+    }
+    tokens_of(served, text, field)
+}
+
+fn tokens_of(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Status> {
+    served.tokenizer.encode(text).map_err(|error| match error {
+        TokenizerError::Encode(_) => invalid(field, error.to_string()),
+        _ => Status::internal(error.to_string()),
+    })
+}
+
+fn render(served: &Served, messages: Vec<v1::Message>, field: &str, opening: Option<bool>) -> Result<String, Status> {
+    let template = served.template.as_ref().ok_or_else(|| {
+        Status::failed_precondition(format!(
+            "the model {:?} has no chat template; use Complete, or add chat_template.jinja to its folder",
+            served.name
+        ))
+    })?;
+    let turns = request::turns(messages, field, template.roles())?;
+    template.render(&turns, opening.unwrap_or(true)).map_err(|error| invalid(field, error.to_string()))
+}
+
+#[tonic::async_trait]
+impl inference_server::Inference for Inference {
+    type ChatStream = AnswerStream;
+    type CompleteStream = AnswerStream;
+
+    async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<AnswerStream>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let ChatRequest { model, messages, sampling, add_generation_prompt, request_id } = request;
+        let call = Call::new(metadata, &extensions, model, request_id, sampling);
+        let make = move |served: &Served| {
+            let text = render(served, messages, "messages", add_generation_prompt)?;
+            Ok((String::new(), encode(served, &text, "messages")?))
+        };
+        self.generate(call, Box::new(make)).await
+    }
+
+    async fn complete(&self, request: Request<CompleteRequest>) -> Result<Response<AnswerStream>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let CompleteRequest { model, sampling, request_id, echo, prompt } = request;
+        let call = Call::new(metadata, &extensions, model, request_id, sampling);
+        let make = move |served: &Served| match request::prompt(prompt)? {
+            Prompt::Text(text) => {
+                let ids = encode(served, &text, "prompt.text")?;
+                Ok((if echo { text } else { String::new() }, ids))
+            }
+            Prompt::Tokens(v1::TokenIds { ids }) => {
+                request::check_ids(&ids, "prompt.tokens.ids", served.engine.limits().vocab)?;
+                let text = if echo { decode(served, &ids, true, "prompt.tokens.ids")? } else { String::new() };
+                Ok((text, ids))
+            }
+        };
+        self.generate(call, Box::new(make)).await
+    }
+
+    async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        let served = Arc::clone(self.served(request.metadata())?);
+        let TokenizeRequest { model, input } = request.into_inner();
+        check_model(&model, &served)?;
+        let work = move || {
+            let (text, field) = match input {
+                Some(Input::Text(text)) => (text, "text"),
+                Some(Input::Conversation(v1::Conversation { messages, add_generation_prompt })) => {
+                    let field = "conversation.messages";
+                    (render(&served, messages, field, add_generation_prompt)?, field)
+                }
+                None => return Err(invalid("input", "is missing; set text or conversation")),
+            };
+            let ids = tokens_of(&served, &text, field)?;
+            let max_model_len = u32::try_from(served.engine.limits().context).unwrap_or(u32::MAX);
+            Ok(TokenizeResponse { ids, text, max_model_len })
+        };
+        off_the_async_threads(work).await.map(Response::new)
+    }
+
+    async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
+        let served = Arc::clone(self.served(request.metadata())?);
+        let DetokenizeRequest { model, ids, skip_special_tokens } = request.into_inner();
+        check_model(&model, &served)?;
+        let work = move || {
+            request::check_ids(&ids, "ids", served.engine.limits().vocab)?;
+            Ok(DetokenizeResponse { text: decode(&served, &ids, skip_special_tokens, "ids")? })
+        };
+        off_the_async_threads(work).await.map(Response::new)
+    }
+
+    async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
+        let served = self.served(request.metadata())?;
+        check_model(&request.get_ref().model, served)?;
+        let limits = served.engine.limits();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(Response::new(GetModelResponse {
+            name: served.name.clone(),
+            architecture: served.architecture.clone(),
+            max_model_len: count(limits.context),
+            vocab_size: count(limits.vocab),
+            dtype: served.dtype.clone(),
+            numerics: served.numerics.clone(),
+            max_num_seqs: count(limits.max_num_seqs),
+            eos_token_ids: served.eos_token_ids.to_vec(),
+            version: crate::cli::VERSION.to_owned(),
+        }))
+    }
+}
+
+fn decode(served: &Served, ids: &[u32], skip_special: bool, field: &str) -> Result<String, Status> {
+    let bytes: usize = ids.iter().map(|&id| served.tokenizer.bytes(id).len()).sum();
+    if bytes > MAX_TEXT_BYTES {
+        let sentence = format!("stands for {bytes} bytes of text; send ids for at most {MAX_TEXT_BYTES}");
+        return Err(invalid(field, sentence));
+    }
+    Ok(served.tokenizer.decode(ids, skip_special))
+}
