@@ -260,6 +260,9 @@ fn is_moe(fields: &mut Fields) -> Result<bool, LoadError> {
     }
 }
 
+/// A key, whether a value of it is computed, and what the value must be.
+type Rule<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, &'a str);
+
 /// Refuses what would change the arithmetic in a way that is not computed here.
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), LoadError> {
     let only = |allowed: &'static [&'static str]| {
@@ -268,7 +271,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), LoadError> {
     let is = |wanted: f64| move |value: &Value| value.as_f64() == Some(wanted);
     let off = |value: &Value| value.as_bool() == Some(false);
     let never = |_: &Value| false;
-    let rules: [(&str, &dyn Fn(&Value) -> bool, &str); 9] = [
+    let rules: [Rule<'_>; 9] = [
         ("hidden_act", &only(&["silu", "swish"]), "\"silu\""),
         ("attention_bias", &off, "false (use_bias is ERNIE's key)"),
         ("compression_ratio", &is(1.0), "1.0"),

@@ -33,8 +33,16 @@ pub struct Moe<P: Pack> {
 pub(super) struct ExpertAdapter<P: Pack> {
     /// Index of the adapter, as sequences name it.
     pub(super) adapter: u32,
-    /// For each expert what is added to its gate and up projections, and to its down projection.
-    pub(super) experts: Vec<(Vec<LowRank<P>>, Vec<LowRank<P>>)>,
+    /// Its share in each expert.
+    pub(super) experts: Vec<GatedLowRank<P>>,
+}
+
+/// An adapter's share in a gated network.
+pub(super) struct GatedLowRank<P: Pack> {
+    /// Added to the gate and up projections.
+    pub(super) gate_up: Vec<LowRank<P>>,
+    /// Added to the down projection.
+    pub(super) down: Vec<LowRank<P>>,
 }
 
 impl<P: Pack> Moe<P> {
@@ -174,12 +182,12 @@ impl<B: Backend> Moe<B> {
             }
             let own = backend.select(x, &rows)?;
             let mut gate_up = backend.linear(&own, &expert.gate_up.weight, None)?;
-            for part in adapters.iter().flat_map(|adapter| &adapter.experts[number].0) {
+            for part in adapters.iter().flat_map(|adapter| &adapter.experts[number].gate_up) {
                 add_low_rank(backend, part, &own, &rows, batch, &mut gate_up)?;
             }
             let inner = backend.silu_mul(&gate_up)?;
             let mut out = backend.linear(&inner, &expert.down.weight, None)?;
-            for part in adapters.iter().flat_map(|adapter| &adapter.experts[number].1) {
+            for part in adapters.iter().flat_map(|adapter| &adapter.experts[number].down) {
                 add_low_rank(backend, part, &inner, &rows, batch, &mut out)?;
             }
             backend.add_rows(&out, &rows, &shares, stream)?;

@@ -7,7 +7,7 @@ use crate::model::config::ModelConfig;
 use crate::model::ernie::{Decoder, FeedForward, Layer};
 use crate::model::error::{LoadError, LoadResult};
 use crate::model::mlp::Mlp;
-use crate::model::moe::{ExpertAdapter, Moe};
+use crate::model::moe::{ExpertAdapter, GatedLowRank, Moe};
 use crate::model::pack::Pack;
 use crate::model::projection::LowRank;
 use crate::model::weights::Weights;
@@ -78,21 +78,21 @@ impl<P: Pack> Source<'_, P> {
     }
 
     fn mlp(&self, prefix: &str, hidden: usize, inner: usize, mlp: &mut Mlp<P>) -> LoadResult<()> {
-        let (gate_up, down) = self.gated(prefix, hidden, inner)?;
+        let GatedLowRank { gate_up, down } = self.gated(prefix, hidden, inner)?;
         mlp.gate_up.low_rank.extend(gate_up);
         mlp.down.low_rank.extend(down);
         Ok(())
     }
 
     /// The adapters of a gated network whose three maps are modules of their own.
-    #[expect(clippy::type_complexity, reason = "two lists of one thing")]
-    fn gated(&self, prefix: &str, hidden: usize, inner: usize) -> LoadResult<(Vec<LowRank<P>>, Vec<LowRank<P>>)> {
+    fn gated(&self, prefix: &str, hidden: usize, inner: usize) -> LoadResult<GatedLowRank<P>> {
         let part = |name: &str, columns: Range<usize>, inputs: usize| {
             self.linear(&Target { module: &format!("{prefix}.{name}"), columns, inputs })
         };
         let gate = part("gate_proj", 0..inner, hidden)?;
         let up = part("up_proj", inner..2 * inner, hidden)?;
-        Ok((gate.into_iter().chain(up).collect(), part("down_proj", 0..hidden, inner)?.into_iter().collect()))
+        let down = part("down_proj", 0..hidden, inner)?;
+        Ok(GatedLowRank { gate_up: gate.into_iter().chain(up).collect(), down: down.into_iter().collect() })
     }
 
     fn moe(&self, prefix: &str, hidden: usize, moe: &mut Moe<P>) -> LoadResult<()> {
@@ -110,10 +110,10 @@ impl<P: Pack> Source<'_, P> {
             let names = (format!("{prefix}.{module}"), format!("{prefix}.{parameter}"));
             let parts = self.fused(&names.0, &names.1, count, columns, inputs)?;
             for (expert, part) in experts.iter_mut().zip(parts) {
-                if place == 0 { expert.0.push(part) } else { expert.1.push(part) }
+                if place == 0 { expert.gate_up.push(part) } else { expert.down.push(part) }
             }
         }
-        if experts.iter().any(|(gate_up, down)| !gate_up.is_empty() || !down.is_empty()) {
+        if experts.iter().any(|expert| !expert.gate_up.is_empty() || !expert.down.is_empty()) {
             moe.adapters.push(ExpertAdapter { adapter: self.index, experts });
         }
         Ok(())
