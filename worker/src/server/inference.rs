@@ -31,8 +31,8 @@ use crate::{
 pub const WARM_UP_KEY: &str = "x-ernie-warm-up";
 /// Longest tenant name, in bytes.
 const MAX_TENANT_BYTES: usize = 128;
-/// Longest text that Detokenize returns, in bytes.
-const MAX_TEXT_BYTES: usize = 4 << 20;
+/// Longest text that Detokenize returns, in bytes; clients take messages of 4 MiB unless told otherwise.
+const MAX_TEXT_BYTES: usize = 3 << 20;
 
 /// A loaded model, as the services see it.
 pub struct Served {
