@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::api::same_quantity;
 
+/// Fields of ours that the API server leaves out when they are false; of others it keeps the word.
+const OMITTED_WHEN_FALSE: [&str; 1] = ["publishNotReadyAddresses"];
+
 /// The path of the first thing in `wanted` that `live` lacks or has otherwise; `None` when `wanted` is a semantic
 /// subset. What others added to the object, and what the API server filled in, is no difference.
 pub fn first_difference(wanted: &Value, live: &Value) -> Option<String> {
@@ -44,7 +47,7 @@ fn object_differs(wanted: &Map<String, Value>, live: &Map<String, Value>, path: 
     wanted.iter().filter(|(key, _)| !(is_root && matches!(key.as_str(), "apiVersion" | "kind"))).any(|(key, value)| {
         at(path, key, |path| match live.get(key) {
             Some(other) => differs(value, other, path),
-            None => !is_empty(value),
+            None => !is_empty(value) && !(value == &Value::Bool(false) && OMITTED_WHEN_FALSE.contains(&key.as_str())),
         })
     })
 }
@@ -119,6 +122,16 @@ mod tests {
                     "resources": {"limits": {"cpu": 1, "memory": "4Gi"}},
                     "ports": [{"name": "grpc", "containerPort": 8033, "protocol": "TCP"}]}]}}}});
         assert_eq!(first_difference(&wanted, &live), None);
+    }
+
+    #[test]
+    fn a_false_that_the_api_server_leaves_out_is_no_difference_and_a_true_in_its_place_is() {
+        let wanted = json!({"spec": {"publishNotReadyAddresses": false}});
+        assert_eq!(first_difference(&wanted, &json!({"spec": {}})), None);
+        let edited = json!({"spec": {"publishNotReadyAddresses": true}});
+        assert_eq!(first_difference(&wanted, &edited).as_deref(), Some("spec.publishNotReadyAddresses"));
+        let kept = json!({"spec": {"automountServiceAccountToken": false}});
+        assert_eq!(first_difference(&kept, &json!({"spec": {}})).as_deref(), Some("spec.automountServiceAccountToken"));
     }
 
     #[test]

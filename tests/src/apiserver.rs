@@ -120,11 +120,11 @@ impl State {
         if resource.namespaced == call.namespace.is_empty() && !(resource.namespaced && all_namespaces) {
             return Err(Failure::no_such_path());
         }
-        let call = &event_call(&resource, call);
+        let (stored, call) = self.stored_form(&resource, call);
         let answer = match call.subresource.as_str() {
-            "" => self.serve_object(&resource, call)?,
-            "status" if resource.has_status => self.serve_status(&resource, call)?,
-            "scale" if resource.scale.is_some() => Answer::Body(200, self.scale(&resource, call)?),
+            "" => self.serve_object(&resource, &stored, &call)?,
+            "status" if resource.has_status => self.serve_status(&resource, &call)?,
+            "scale" if resource.scale.is_some() => Answer::Body(200, self.scale(&resource, &call)?),
             _ => return Err(Failure::no_such_path()),
         };
         if self.collects_garbage && std::mem::take(&mut self.needs_collection) {
@@ -133,7 +133,22 @@ impl State {
         Ok(answer)
     }
 
-    fn serve_object(&mut self, resource: &Arc<Resource>, call: &Call) -> Result<Answer, Failure> {
+    /// The resource that objects are stored as, and the request with its body in that form.
+    fn stored_form(&self, resource: &Arc<Resource>, call: &Call) -> (Arc<Resource>, Call) {
+        let mut call = call.clone();
+        let core = (resource.group == "events.k8s.io").then(|| self.catalogue.get("", "v1", "events")).flatten();
+        if core.is_some() && call.body.is_object() && matches!(call.verb, Verb::Create | Verb::Update | Verb::Patch) {
+            event::to_core(&mut call.body);
+        }
+        (core.unwrap_or_else(|| resource.clone()), call)
+    }
+
+    fn serve_object(
+        &mut self,
+        resource: &Arc<Resource>,
+        stored: &Arc<Resource>,
+        call: &Call,
+    ) -> Result<Answer, Failure> {
         let metadata_only = call.wants_metadata_only();
         let answer = |code: u16, object: &Value| Answer::Body(code, read::view(resource, object, metadata_only));
         let written = |(object, created): write::Written| answer(if created { 201 } else { 200 }, &object);
@@ -141,8 +156,8 @@ impl State {
             Verb::Get => answer(200, &*self.get(resource, call)?),
             Verb::List => Answer::Body(200, self.list(resource, call)?),
             Verb::Watch => Answer::Watch(self.watch(resource, call)?),
-            Verb::Create => written(self.create(resource, call)?),
-            Verb::Update | Verb::Patch => written(self.change(resource, call, Endpoint::Main)?),
+            Verb::Create => written(self.create(stored, call)?),
+            Verb::Update | Verb::Patch => written(self.change(stored, call, Endpoint::Main)?),
             Verb::Delete => {
                 let key = self.key(resource, call, &call.name);
                 let deleted = self.delete(resource, &key, &DeleteOptions::of(call)?)?;
@@ -226,13 +241,4 @@ impl State {
         let [_, _, high, low] = self.addresses.to_be_bytes();
         format!("10.96.{high}.{low}")
     }
-}
-
-/// The request with an event of `events.k8s.io` turned into the stored form.
-fn event_call(resource: &Resource, call: &Call) -> Call {
-    let mut call = call.clone();
-    if resource.group == "events.k8s.io" && call.body.is_object() && call.body["kind"] != "DeleteOptions" {
-        event::to_core(&mut call.body);
-    }
-    call
 }

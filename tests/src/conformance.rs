@@ -113,7 +113,10 @@ async fn compare_all(sides: &mut [Side; 2], seed: u64, n: usize, report: &mut Re
         if words_a != words_b {
             *report.wordings.entry((words_a, words_b)).or_default() += 1;
         }
-        let what = answer::differences(&a.comparable(), &b.comparable());
+        let mut what = answer::differences(&a.comparable(), &b.comparable());
+        if answer::changes_differ(request.kind, &a, &b) {
+            what.push(format!("a new resource version: {:?} | {:?}", a.changed, b.changed));
+        }
         if !what.is_empty() {
             let request_text = request.to_string();
             report.differences.push(Difference { index, request: request_text, what });
@@ -121,7 +124,7 @@ async fn compare_all(sides: &mut [Side; 2], seed: u64, n: usize, report: &mut Re
                 return Ok(());
             }
             for side in sides.iter_mut() {
-                side.purge(&request).await?;
+                side.purge(&request, index).await?;
             }
         } else if request.ends_an_owner() {
             settle_dependents(sides).await?;

@@ -62,10 +62,10 @@ struct Process {
 }
 
 /// How a round of an operator ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 enum Round {
     Done,
-    Failed,
+    Failed(String),
     Crashed,
 }
 
@@ -209,9 +209,10 @@ impl World {
     /// # Panics
     /// When they do not come to an end.
     pub async fn converge(&mut self) {
+        let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
             let before = (self.server.revision(), self.server.log().len());
-            let rounds = self.round().await;
+            rounds = self.round().await;
             self.cluster.settle();
             let log = self.server.log();
             let wrote =
@@ -223,7 +224,7 @@ impl World {
         }
         let log = self.operator_log();
         let tail = &log[log.len().saturating_sub(40)..];
-        panic!("nothing settles after {ROUNDS} rounds; the last requests:\n{}", transcript(tail));
+        panic!("nothing settles after {ROUNDS} rounds, the last was {rounds:?} after\n{}", transcript(tail));
     }
 
     /// Every operator looks at every model once, all at the same time.
@@ -266,14 +267,17 @@ impl Default for World {
 async fn look_at_all(server: &ApiServer, process: &Process) -> Round {
     let api = Api::<DeserializeGuard<ErnieModel>>::all(process.context.client.clone());
     let all = async {
-        let Ok(models) = api.list(&ListParams::default()).await else { return Round::Failed };
+        let models = match api.list(&ListParams::default()).await {
+            Ok(models) => models,
+            Err(error) => return Round::Failed(error.to_string()),
+        };
         let mut round = Round::Done;
         for model in models {
             match reconcile(Arc::new(model), process.context.clone()).await {
                 Ok(_) => {}
                 // Given up until something changes.
                 Err(Error::Apply(apply::Error::Gone | apply::Error::Terminating)) => {}
-                Err(_) => round = Round::Failed,
+                Err(error) => round = Round::Failed(error.to_string()),
             }
         }
         round

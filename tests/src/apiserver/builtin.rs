@@ -61,6 +61,7 @@ const KEPT_WHEN_EMPTY: &[(&str, &str)] = &[
     ("GRPCAction", "service"),
     ("HostPathVolumeSource", "type"),
     ("HTTPHeader", "value"),
+    ("LeaseSpec", "holderIdentity"),
     ("ObjectFieldSelector", "fieldPath"),
 ];
 

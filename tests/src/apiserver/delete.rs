@@ -105,8 +105,11 @@ impl Deleted {
             Deleted::Waiting(object) => (**object).clone(),
             Deleted::Gone(object) if resource.returns_deleted => (**object).clone(),
             Deleted::Gone(object) => {
-                let details = json!({"name": object::name(object), "group": resource.group, "kind": resource.plural,
-                    "uid": object::uid(object)});
+                let mut details =
+                    json!({"name": object::name(object), "kind": resource.plural, "uid": object::uid(object)});
+                if !resource.group.is_empty() {
+                    details["group"] = Value::from(resource.group.as_str());
+                }
                 json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
             }
         }
@@ -150,6 +153,14 @@ impl State {
             }
             let stored = if new == *old { old } else { self.put(resource, key.clone(), new) };
             return Ok(Deleted::Waiting(stored));
+        }
+        if resource.kind == "Pod" && !object::is_deleting(&old) {
+            // Pods end gracefully, be it within no time: they are marked first.
+            self.mark_deleting(&mut new, 0);
+            if options.dry_run {
+                return Ok(Deleted::Gone(Arc::new(new)));
+            }
+            self.put(resource, key.clone(), new);
         }
         if options.dry_run {
             return Ok(Deleted::Gone(old));

@@ -97,7 +97,7 @@ impl Failure {
 
     /// 422 without a field: a JSON patch that does not apply.
     pub fn unprocessable(message: impl Into<String>) -> Self {
-        Self::new(422, "", message)
+        Self::new(422, "Invalid", message)
     }
 
     /// 400.

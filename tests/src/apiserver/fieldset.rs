@@ -143,27 +143,23 @@ impl FieldSet {
         result
     }
 
-    /// Every path as text in the form of conflict messages, such as `.spec.ports[port=80,protocol="TCP"].name`.
+    /// Every path as text, in the form and order of conflict messages: members of a level first, such as `.spec.ports[port=80,protocol="TCP"].name`.
     pub(super) fn paths(&self) -> Vec<String> {
-        let mut paths = Vec::new();
-        let steps: BTreeSet<&Step> = self.members.iter().chain(self.children.keys()).collect();
-        for step in steps {
-            let head = match step {
-                Step::Field(name) => format!(".{name}"),
-                Step::Keys(keys) => match serde_json::from_str::<BTreeMap<String, Value>>(keys) {
-                    Ok(keys) => {
-                        let pairs: Vec<String> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
-                        format!("[{}]", pairs.join(","))
-                    }
-                    Err(_) => format!("[{keys}]"),
-                },
-                Step::Value(value) => format!("[={value}]"),
-            };
-            if self.members.contains(step) {
-                paths.push(head.clone());
-            }
-            let below = self.children.get(step).map(FieldSet::paths).unwrap_or_default();
-            paths.extend(below.into_iter().map(|rest| format!("{head}{rest}")));
+        let text = |step: &Step| match step {
+            Step::Field(name) => format!(".{name}"),
+            Step::Keys(keys) => match serde_json::from_str::<BTreeMap<String, Value>>(keys) {
+                Ok(keys) => {
+                    let pairs: Vec<String> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                    format!("[{}]", pairs.join(","))
+                }
+                Err(_) => format!("[{keys}]"),
+            },
+            Step::Value(value) => format!("[={value}]"),
+        };
+        let mut paths: Vec<String> = self.members.iter().map(text).collect();
+        for (step, child) in &self.children {
+            let head = text(step);
+            paths.extend(child.paths().into_iter().map(|rest| format!("{head}{rest}")));
         }
         paths
     }

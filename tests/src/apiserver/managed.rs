@@ -69,6 +69,11 @@ impl ManagedFields {
         Self(entries.collect())
     }
 
+    /// Whether nobody is recorded.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The form in `metadata`: appliers first, each group by time, then by name.
     pub(super) fn to_value(&self) -> Value {
         let mut entries: Vec<&Entry> = self.0.iter().collect();
@@ -108,7 +113,7 @@ impl ManagedFields {
         let changed = comparison.modified.union(&comparison.added);
         if !force {
             let conflicts = self.0.iter().filter(|entry| !entry.is_of(writer)).flat_map(|entry| {
-                let name = conflict_name(&entry.writer, &entry.time);
+                let name = conflict_name(&entry.writer);
                 entry.fields.intersection(&changed).paths().into_iter().map(move |path| (name.clone(), path))
             });
             let conflicts: Vec<(String, String)> = conflicts.collect();
@@ -203,13 +208,13 @@ pub(super) struct Tracking<'a> {
 }
 
 /// A manager as conflict messages print it, quotes included.
-fn conflict_name(writer: &Writer, time: &str) -> String {
+fn conflict_name(writer: &Writer) -> String {
     let mut name = format!("\"{}\"", writer.manager);
     if !writer.subresource.is_empty() {
         name.push_str(&format!(" with subresource \"{}\"", writer.subresource));
     }
     if writer.operation == Operation::Update {
-        name.push_str(&format!(" using {} at {time}", writer.api_version));
+        name.push_str(&format!(" using {}", writer.api_version));
     }
     name
 }

@@ -81,10 +81,12 @@ pub(super) fn check(shape: &Shape, value: &Value, path: &str) -> Result<(), Stri
         }
         (Shape::Struct { .. } | Shape::Map { .. }, _) => Err(format!("{path}: expected map, got {value}")),
         (Shape::List { .. }, _) => Err(format!("{path}: expected list, got {value}")),
-        (Shape::Scalar | Shape::Quantity, Value::Object(_) | Value::Array(_)) => {
-            Err(format!("{path}: expected scalar, got {value}"))
-        }
-        (Shape::Scalar | Shape::Quantity, _) => Ok(()),
+        (Shape::Scalar(kind), _) => match kind.admits(value) {
+            (_, true) => Ok(()),
+            (wanted, false) => Err(format!("{path}: expected {wanted}, got {value}")),
+        },
+        (Shape::Quantity, Value::Object(_) | Value::Array(_)) => Err(format!("{path}: expected scalar, got {value}")),
+        (Shape::Quantity, _) => Ok(()),
     }
 }
 
@@ -241,7 +243,7 @@ fn compare_into(shape: &Shape, old: Option<&Value>, new: Option<&Value>, path: &
 /// The value without the fields and items of a set; a map or list that lost everything is gone.
 pub(super) fn remove(shape: &Shape, value: &Value, set: &FieldSet) -> Option<Value> {
     match value {
-        _ if shape.is_leaf(value) && !matches!(shape, Shape::Scalar | Shape::Quantity | Shape::Any) => None,
+        _ if shape.is_leaf(value) && !matches!(shape, Shape::Scalar(_) | Shape::Quantity | Shape::Any) => None,
         Value::Object(fields) => {
             let mut kept = Map::new();
             for (name, inner) in fields {

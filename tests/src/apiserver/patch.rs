@@ -10,6 +10,18 @@ use super::shape::{ListMerge, Shape};
 /// Most operations in one JSON patch.
 const MAX_OPERATIONS: usize = 10_000;
 
+/// Whether the type of a request's patch is one that the resource takes.
+///
+/// # Errors
+/// 415 when it is not.
+pub(super) fn check_type(resource: &Resource, call: &Call) -> Result<(), Failure> {
+    match call.content_type.as_str() {
+        "application/merge-patch+json" | "application/json-patch+json" => Ok(()),
+        "application/strategic-merge-patch+json" if !resource.is_custom() => Ok(()),
+        other => Err(Failure::unsupported_media(other)),
+    }
+}
+
 /// The object with the patch of a request applied.
 ///
 /// # Errors

@@ -107,13 +107,24 @@ impl State {
                 metadata["remainingItemCount"] = Value::from(remaining);
             }
         }
-        let items: Vec<Value> = page.iter().map(|(_, object)| selection.view(object)).collect();
+        let items: Vec<Value> = page.iter().map(|(_, object)| self.list_item(&selection, object)).collect();
         let (version, kind) = if call.wants_metadata_only() {
             ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadataList".to_owned())
         } else {
             (resource.api_version(), format!("{}List", resource.kind))
         };
         Ok(json!({"kind": kind, "apiVersion": version, "metadata": metadata, "items": items}))
+    }
+
+    /// An object as an item of a list: items of built-in kinds do not say what they are.
+    fn list_item(&self, selection: &Selection, object: &Value) -> Value {
+        let mut item = selection.view(object);
+        if !selection.resource.is_custom() && !selection.metadata_only {
+            let fields = object::fields_mut(&mut item);
+            fields.shift_remove("apiVersion");
+            fields.shift_remove("kind");
+        }
+        item
     }
 
     /// The resource version that a list without token is to be read at.

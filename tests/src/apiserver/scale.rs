@@ -58,12 +58,26 @@ impl State {
         let mut managed = ManagedFields::of(&old);
         let now = self.clock.text();
         let tracking = Tracking { reset: resource.reset_by_main(), now: &now };
-        managed.record_update(&resource.shape, &old, &new, &writer, &tracking);
+        let (before, after) = (tracked(paths, &old), tracked(paths, &new));
+        managed.record_update(&resource.shape, &before, &after, &writer, &tracking);
         object::set_metadata(&mut new, "managedFields", managed.to_value());
         let key = self.key(resource, call, &call.name);
         let stored = self.store_changed(resource, key, &old, new, call, Endpoint::Main)?;
         view(paths, &stored)
     }
+}
+
+/// The object as the ownership of its count is reckoned: a count of zero is no field of a `Scale`, and nobody's.
+fn tracked(paths: &ScalePaths, object: &Value) -> Value {
+    let mut object = object.clone();
+    if object::at(&object, &paths.replicas).and_then(Value::as_i64) == Some(0) {
+        let (parent, field) = paths.replicas.rsplit_once('.').unwrap_or(("", &paths.replicas));
+        let pointer = parent.replace('.', "/");
+        if let Some(parent) = object.pointer_mut(&pointer).and_then(Value::as_object_mut) {
+            parent.shift_remove(field);
+        }
+    }
+    object
 }
 
 fn view(paths: &ScalePaths, object: &Value) -> Result<Value, Failure> {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Shape {
     /// Text, number or truth value.
-    Scalar,
+    Scalar(Scalar),
     /// A resource quantity, which the server writes in canonical form.
     Quantity,
     /// A value without declared structure: maps merge, lists are replaced.
@@ -41,6 +41,40 @@ pub(super) enum Shape {
         /// How two lists become one.
         merge: ListMerge,
     },
+}
+
+/// What a scalar is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Scalar {
+    /// A string.
+    Text,
+    /// An integer or another number.
+    Number,
+    /// True or false.
+    Truth,
+    /// Any of these.
+    Any,
+}
+
+impl Scalar {
+    fn of(schema: &Value) -> Self {
+        match schema.get("type").and_then(Value::as_str) {
+            Some("string") => Scalar::Text,
+            Some("integer" | "number") => Scalar::Number,
+            Some("boolean") => Scalar::Truth,
+            _ => Scalar::Any,
+        }
+    }
+
+    /// What the scalar is in the words of the server, and whether a value is one.
+    pub(super) fn admits(self, value: &Value) -> (&'static str, bool) {
+        match self {
+            Scalar::Text => ("string", value.is_string()),
+            Scalar::Number => ("numeric (int or float)", value.is_number()),
+            Scalar::Truth => ("boolean", value.is_boolean()),
+            Scalar::Any => ("scalar", !value.is_object() && !value.is_array()),
+        }
+    }
 }
 
 /// How two lists become one.
@@ -125,8 +159,8 @@ impl Shape {
     pub(super) fn of_structural_schema(schema: &Value) -> Self {
         let mut shape = structural(schema);
         if let Shape::Struct { fields, .. } = &mut shape {
-            fields.insert("apiVersion".into(), Shape::Scalar);
-            fields.insert("kind".into(), Shape::Scalar);
+            fields.insert("apiVersion".into(), Shape::Scalar(Scalar::Text));
+            fields.insert("kind".into(), Shape::Scalar(Scalar::Text));
             fields.insert("metadata".into(), Shape::of::<k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>());
         }
         shape
@@ -152,7 +186,7 @@ impl Shape {
     /// Whether the value is one leaf: a scalar, or something that is replaced as a whole.
     pub(super) fn is_leaf(&self, value: &Value) -> bool {
         match self {
-            Shape::Scalar | Shape::Quantity => true,
+            Shape::Scalar(_) | Shape::Quantity => true,
             Shape::Any => !value.is_object(),
             Shape::Struct { atomic, .. } | Shape::Map { atomic, .. } => *atomic,
             Shape::List { merge, .. } => *merge == ListMerge::Atomic,
@@ -192,7 +226,7 @@ fn builtin(schema: &Value, definition: &str, definitions: &Map<String, Value>) -
             let element = Box::new(builtin(schema.get("items").unwrap_or(&Value::Null), "", definitions));
             Shape::List { element, merge: ListMerge::Atomic }
         }
-        _ => Shape::Scalar,
+        _ => Shape::Scalar(Scalar::of(schema)),
     }
 }
 
@@ -241,8 +275,8 @@ fn structural(schema: &Value) -> Shape {
             };
             Shape::List { element: Box::new(structural(items)), merge }
         }
-        Some(_) => Shape::Scalar,
-        None if schema.get("x-kubernetes-int-or-string").is_some() => Shape::Scalar,
+        Some(_) => Shape::Scalar(Scalar::of(schema)),
+        None if schema.get("x-kubernetes-int-or-string").is_some() => Shape::Scalar(Scalar::Any),
         None => Shape::Any,
     }
 }

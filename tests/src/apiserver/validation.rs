@@ -14,7 +14,14 @@ pub(super) fn check(resource: &Resource, new: &Value, old: Option<&Value>) -> Ca
     metadata(resource, new, old, &mut causes);
     match resource.kind.as_str() {
         "Deployment" | "ReplicaSet" => workload(new, old, &mut causes),
-        "Pod" => pod_spec(&new["spec"], "spec", &mut causes),
+        "Pod" => {
+            pod_spec(&new["spec"], "spec", &mut causes);
+            if old.is_some_and(|old| fixed_part(&old["spec"]) != fixed_part(&new["spec"])) {
+                let message =
+                    "Forbidden: pod updates may not change fields other than `spec.containers[*].image`".to_owned();
+                causes.push(("spec".into(), message));
+            }
+        }
         "Service" => service(new, old, &mut causes),
         "PodDisruptionBudget" => budget(&new["spec"], &mut causes),
         _ => {}
@@ -55,6 +62,7 @@ fn metadata(resource: &Resource, new: &Value, old: Option<&Value>, causes: &mut 
     let valid_name = match resource.kind.as_str() {
         "Service" => is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()),
         "Namespace" => is_label(name),
+        "PodDisruptionBudget" => !matches!(name, "" | "." | "..") && !name.contains(['/', '%']),
         _ => is_subdomain(name),
     };
     if !valid_name {
@@ -186,6 +194,20 @@ fn pod_spec(spec: &Value, path: &str, causes: &mut Causes) {
             }
         }
     }
+}
+
+/// What of a pod's spec no update can change.
+fn fixed_part(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    for containers in ["containers", "initContainers"] {
+        for container in spec.get_mut(containers).and_then(Value::as_array_mut).into_iter().flatten() {
+            object::fields_mut(container).shift_remove("image");
+        }
+    }
+    for field in ["activeDeadlineSeconds", "tolerations"] {
+        object::fields_mut(&mut spec).shift_remove(field);
+    }
+    spec
 }
 
 fn service(new: &Value, old: Option<&Value>, causes: &mut Causes) {

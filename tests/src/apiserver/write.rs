@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::State;
 use super::builtin;
-use super::call::Call;
+use super::call::{Call, Verb};
 use super::catalogue::{Form, Generation, Resource};
 use super::defaults;
 use super::definition;
@@ -20,6 +20,9 @@ use super::validation;
 
 /// What a write answers: the object, and whether it is new.
 pub(super) type Written = (Arc<Value>, bool);
+
+/// Manager of everything in an object whose owners are not known, from the first apply on.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
 /// The endpoint that a write goes through.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,8 +65,11 @@ impl State {
         if call.is_apply() {
             return self.apply(resource, call, at, key, old);
         }
+        if call.verb == Verb::Patch {
+            patch::check_type(resource, call)?;
+        }
         let patched = match (call.verb, &old) {
-            (super::call::Verb::Update, _) => call.body.clone(),
+            (Verb::Update, _) => call.body.clone(),
             (_, Some(old)) => patch::patched(resource, call, old)?,
             (_, None) => return Err(missing()),
         };
@@ -79,7 +85,7 @@ impl State {
             return self.store_new(resource, key, tracked, call.is_dry_run()).map(|object| (object, true));
         };
         let claimed = object::uid(&new);
-        if call.verb == super::call::Verb::Update && !claimed.is_empty() && claimed != object::uid(&old) {
+        if call.verb == Verb::Update && !claimed.is_empty() && claimed != object::uid(&old) {
             let why = format!(
                 "Precondition failed: UID in precondition: {claimed}, UID in object meta: {}",
                 object::uid(&old)
@@ -113,7 +119,7 @@ impl State {
         if !object::at(config, "metadata.managedFields").is_none_or(Value::is_null) {
             return Err(Failure::bad_request("metadata.managedFields must be nil"));
         }
-        if old.is_none() && at == Endpoint::Status {
+        if old.is_none() && at == Endpoint::Status && !resource.create_on_update {
             return Err(Failure::not_found(&resource.group, &resource.plural, &call.name));
         }
         merge::check(&resource.shape, config, "").map_err(|why| {
@@ -126,9 +132,14 @@ impl State {
         let mut managed = ManagedFields::of(&live);
         let now = self.clock.text();
         let tracking = Tracking { reset: reset(resource, at), now: &now };
+        if managed.is_empty() {
+            let before =
+                Writer { manager: BEFORE_FIRST_APPLY.to_owned(), operation: Operation::Update, ..writer.clone() };
+            managed.record_update(&resource.shape, &zero(resource), &live, &before, &tracking);
+        }
         let force = call.parameter("force") == "true";
         let applied = managed.apply(&resource.shape, &live, config, &writer, &tracking, force)?;
-        let mut new = self.decode(resource, applied)?;
+        let mut new = self.decode(resource, applied).map_err(|failure| Failure::unclassified(failure.message))?;
         object::set_metadata(&mut new, "managedFields", managed.to_value());
         match old {
             None => {
@@ -204,7 +215,10 @@ impl State {
         };
         let now = self.clock.text();
         let tracking = Tracking { reset: reset(resource, at), now: &now };
-        managed.record_update(&resource.shape, live, &new, by, &tracking);
+        // An object whose owners were wiped stays untracked until somebody applies it.
+        if !managed.is_empty() || object::uid(live).is_empty() {
+            managed.record_update(&resource.shape, live, &new, by, &tracking);
+        }
         object::set_metadata(&mut new, "managedFields", managed.to_value());
         new
     }
@@ -327,7 +341,7 @@ impl State {
         at: Endpoint,
     ) -> Result<Arc<Value>, Failure> {
         match object::resource_version(&new) {
-            "" if resource.unconditional_update || call.verb == super::call::Verb::Patch => {}
+            "" if resource.unconditional_update || call.verb == Verb::Patch => {}
             "" => {
                 let message = "Invalid value: 0: must be specified for an update".to_owned();
                 let cause = ("metadata.resourceVersion".to_owned(), message);
@@ -444,7 +458,7 @@ fn grace_is_over(object: &Value) -> bool {
 fn zero(resource: &Resource) -> Value {
     match &resource.form {
         Form::Builtin { zero, .. } => zero.clone(),
-        Form::Custom(_) => json!({"apiVersion": resource.api_version(), "kind": resource.kind}),
+        Form::Custom(_) => json!({"apiVersion": resource.api_version(), "kind": resource.kind, "metadata": {}}),
     }
 }
 

@@ -10,6 +10,9 @@ const CONTROLLERS: &[&str] = &["kube-controller-manager", "kube-scheduler", "kub
 /// Annotation that a real cluster's controller writes.
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
+/// Names a uid, given with the plural (or kind) and name of its object.
+pub(super) type NameOf<'a> = &'a mut dyn FnMut(&str, &str, &str) -> String;
+
 /// One answer.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
@@ -34,27 +37,37 @@ impl Answer {
             fields.sort_by_key(|field| field.to_string());
             return json!({"code": self.code, "reason": self.body["reason"].as_str().unwrap_or_default(), "conflicts": fields});
         }
-        json!({"code": self.code, "body": self.body, "changed": self.changed})
+        json!({"code": self.code, "body": self.body})
+    }
+}
+
+/// Whether the second server left an object as it was that the first changed, or (for kinds that nobody else writes) the
+/// other way round.
+pub(super) fn changes_differ(kind: Kind, first: &Answer, second: &Answer) -> bool {
+    match (first.changed, second.changed) {
+        (Some(false), Some(true)) => !kind.has_controller(),
+        (a, b) => a != b,
     }
 }
 
 /// Removes from an object (or list, or status) what must differ between two servers. Uids are turned into text by `name_of`.
-pub(super) fn normalise(kind: Kind, value: &Value, name_of: &mut dyn FnMut(&str) -> String) -> Value {
+pub(super) fn normalise(kind: Kind, value: &Value, name_of: NameOf<'_>) -> Value {
     let mut value = value.clone();
     if let Some(items) = value.get_mut("items").and_then(Value::as_array_mut) {
         let items: Vec<Value> = items.iter().map(|item| normalise(kind, item, name_of)).collect();
-        let has_more = !value["metadata"]["continue"].is_null();
+        let has_more = !value["metadata"]["continue"].as_str().unwrap_or_default().is_empty();
         return json!({"items": items, "kind": value["kind"], "apiVersion": value["apiVersion"], "more": has_more,
             "remaining": value["metadata"]["remainingItemCount"]});
     }
     if value["kind"] == "Status" {
-        let uid = value["details"]["uid"].as_str().map(&mut *name_of);
+        let name = value["details"]["name"].as_str().unwrap_or_default();
+        let uid = value["details"]["uid"].as_str().map(|uid| name_of(uid, kind.plural, name));
         return json!({"status": value["status"], "name": value["details"]["name"], "group": value["details"]["group"],
             "kind": value["details"]["kind"], "uid": uid});
     }
     let Some(fields) = value.as_object_mut() else { return value };
     if let Some(metadata) = fields.get_mut("metadata") {
-        normalise_metadata(metadata, name_of);
+        normalise_metadata(kind, metadata, name_of);
     }
     if kind.has_controller() {
         fields.shift_remove("status");
@@ -74,7 +87,7 @@ pub(super) fn normalise(kind: Kind, value: &Value, name_of: &mut dyn FnMut(&str)
     value
 }
 
-fn normalise_metadata(metadata: &mut Value, name_of: &mut dyn FnMut(&str) -> String) {
+fn normalise_metadata(kind: Kind, metadata: &mut Value, name_of: NameOf<'_>) {
     let fields = object::fields_mut(metadata);
     fields.shift_remove("resourceVersion");
     for field in ["creationTimestamp", "deletionTimestamp"] {
@@ -82,11 +95,13 @@ fn normalise_metadata(metadata: &mut Value, name_of: &mut dyn FnMut(&str) -> Str
             *time = Value::from("a time");
         }
     }
+    let name = fields.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if let Some(uid) = fields.get_mut("uid") {
-        *uid = Value::from(name_of(uid.as_str().unwrap_or_default()));
+        *uid = Value::from(name_of(uid.as_str().unwrap_or_default(), kind.plural, &name));
     }
     for owner in fields.get_mut("ownerReferences").and_then(Value::as_array_mut).into_iter().flatten() {
-        owner["uid"] = Value::from(name_of(owner["uid"].as_str().unwrap_or_default()));
+        let name = owner["name"].as_str().unwrap_or_default();
+        owner["uid"] = Value::from(name_of(owner["uid"].as_str().unwrap_or_default(), "gadgets", name));
     }
     if let Some(annotations) = fields.get_mut("annotations").and_then(Value::as_object_mut) {
         annotations.shift_remove(REVISION);
@@ -96,28 +111,40 @@ fn normalise_metadata(metadata: &mut Value, name_of: &mut dyn FnMut(&str) -> Str
     }
     if let Some(managed) = fields.get_mut("managedFields").and_then(Value::as_array_mut) {
         managed.retain(|entry| !CONTROLLERS.iter().any(|name| entry["manager"] == *name));
-        let mut entries: Vec<Value> = managed.drain(..).map(|entry| normalise_entry(entry, name_of)).collect();
-        entries.sort_by_key(Value::to_string);
-        fields.insert("managedFields".to_owned(), json!(entries));
-        if entries.is_empty() {
-            fields.shift_remove("managedFields");
+        let revised = kind.kind == "Deployment";
+        let entries: serde_json::Map<String, Value> = managed
+            .drain(..)
+            .map(|entry| {
+                let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
+                let key = format!("{} {} {}", text("manager"), text("operation"), text("subresource"));
+                (key, normalise_entry(entry, revised))
+            })
+            .collect();
+        fields.shift_remove("managedFields");
+        if !entries.is_empty() {
+            fields.insert("managedFields".to_owned(), Value::Object(entries));
         }
     }
 }
 
-fn normalise_entry(mut entry: Value, name_of: &mut dyn FnMut(&str) -> String) -> Value {
+/// `revised` objects have an annotation of the cluster's controller: who owns the annotations as a whole, differs.
+fn normalise_entry(mut entry: Value, revised: bool) -> Value {
     object::fields_mut(&mut entry).shift_remove("time");
+    if let (Some(metadata), true) = (entry.pointer_mut("/fieldsV1/f:metadata").and_then(Value::as_object_mut), revised)
+    {
+        let annotations = object::fields_mut(metadata.entry("f:annotations").or_insert_with(|| json!({})));
+        annotations.shift_remove(".");
+        annotations.shift_remove(&format!("f:{REVISION}"));
+        if annotations.is_empty() {
+            metadata.shift_remove("f:annotations");
+        }
+    }
     // Keys of owner references hold uids.
-    if let Some(owners) = entry["fieldsV1"]["f:metadata"].get_mut("f:ownerReferences").and_then(Value::as_object_mut) {
-        let renamed: serde_json::Map<String, Value> = owners
-            .iter()
-            .map(|(key, inner)| {
-                let keys: Value =
-                    key.strip_prefix("k:").and_then(|keys| serde_json::from_str(keys).ok()).unwrap_or(Value::Null);
-                let name = keys["uid"].as_str().map(&mut *name_of);
-                (name.unwrap_or_else(|| key.clone()), inner.clone())
-            })
-            .collect();
+    let owners = entry.pointer_mut("/fieldsV1/f:metadata/f:ownerReferences");
+    if let Some(owners) = owners.and_then(Value::as_object_mut) {
+        let name = |key: &String| if key == "." { key.clone() } else { "an owner".to_owned() };
+        let renamed: serde_json::Map<String, Value> =
+            owners.iter().map(|(key, inner)| (name(key), inner.clone())).collect();
         *owners = renamed;
     }
     entry

@@ -254,7 +254,7 @@ impl Generator {
             "NetworkPolicy" => object["spec"] = self.network_policy(),
             "Lease" => {
                 object["spec"] = json!({"holderIdentity": self.pick(&["p", "q", ""]),
-                    "leaseDurationSeconds": 1 + self.below(3), "renewTime": "2026-01-01T00:00:00.5Z"});
+                    "leaseDurationSeconds": 1 + self.below(3), "renewTime": "2026-01-01T00:00:00.500000Z"});
             }
             _ => object["spec"] = self.gadget(),
         }
@@ -363,7 +363,6 @@ impl Generator {
                 json!([{}]),
                 json!([{"ports": [{"port": 8033}, {"port": "http", "protocol": "TCP"}]}]),
                 json!([{"from": [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]),
-                json!([]),
             ]);
         }
         if self.chance(30) {
@@ -446,7 +445,7 @@ impl Generator {
             json!({"metadata": {"labels": {"tier": "gold"}}}),
             json!({"metadata": {"labels": {"tier": null}}}),
             json!({"metadata": {"annotations": {"note": "patched"}}}),
-            json!({"metadata": {"annotations": null}}),
+            json!({"metadata": {"annotations": {"note": null}}}),
             json!({"metadata": {"finalizers": ["ernie.test/held"]}}),
             json!({"metadata": {"finalizers": null}}),
             json!({"metadata": {"ownerReferences": null}}),
@@ -531,7 +530,8 @@ impl Generator {
             return;
         }
         let status = if request.kind.kind == "Service" {
-            json!({"loadBalancer": self.pick(&[json!({}), json!({"ingress": [{"ip": "10.0.0.1"}]})])})
+            json!({"conditions": [{"type": "Ready", "status": self.pick(&["True", "False"]), "reason": "Because",
+                "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]})
         } else {
             let condition = |status: &str| json!({"type": "Ready", "status": status, "reason": "Because"});
             json!({"replicas": self.below(3), "selector": self.pick(&["app=x", "app=y"]),

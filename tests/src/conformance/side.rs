@@ -24,8 +24,10 @@ const LAST: &str = "last";
 pub(super) struct Side {
     client: Client,
     namespace: String,
-    /// Uids in the order in which they were first seen.
-    uids: HashMap<String, usize>,
+    /// Names for uids.
+    uids: HashMap<String, String>,
+    /// How many uids each object has had, and since when that is counted.
+    counts: BTreeMap<String, (usize, usize)>,
     /// The resource version that each object had before the last change.
     older: BTreeMap<(Kind, &'static str), String>,
     watches: Vec<(Kind, JoinHandle<Result<Vec<Value>>>)>,
@@ -37,6 +39,7 @@ impl Side {
             client,
             namespace: namespace.to_owned(),
             uids: HashMap::new(),
+            counts: BTreeMap::new(),
             older: BTreeMap::new(),
             watches: Vec::new(),
         }
@@ -140,7 +143,7 @@ impl Side {
         if changed == Some(true) && !request.name.is_empty() {
             self.older.insert((request.kind, request.name), old);
         }
-        let comparable = normalise(request.kind, &body, &mut |uid| self.name_of(uid));
+        let comparable = normalise(request.kind, &body, &mut |uid, plural, name| self.name_of(uid, plural, name));
         Ok(Answer { code, body: if code < 400 { comparable } else { body }, changed })
     }
 
@@ -225,17 +228,24 @@ impl Side {
         Ok(body)
     }
 
-    /// A name for a uid that both servers agree on: the how-manieth it was to be seen.
-    fn name_of(&mut self, uid: &str) -> String {
+    /// A name for a uid that both servers agree on: the how-manieth it is of the object.
+    fn name_of(&mut self, uid: &str, plural: &str, name: &str) -> String {
         if uid.is_empty() || uid == super::request::WRONG_UID {
             return uid.to_owned();
         }
-        let next = self.uids.len();
-        format!("uid {}", self.uids.entry(uid.to_owned()).or_insert(next))
+        if let Some(known) = self.uids.get(uid) {
+            return known.clone();
+        }
+        let object = format!("{plural}/{name}");
+        let (since, count) = self.counts.entry(object.clone()).or_default();
+        *count += 1;
+        let label = format!("uid {count} of {object} since {since}");
+        self.uids.insert(uid.to_owned(), label.clone());
+        label
     }
 
     /// Removes the object of a request, whatever holds it, and waits until it is gone.
-    pub(super) async fn purge(&mut self, request: &Request) -> Result<()> {
+    pub(super) async fn purge(&mut self, request: &Request, index: usize) -> Result<()> {
         let name = if request.name.is_empty() {
             request.body["metadata"]["name"].as_str().unwrap_or("")
         } else {
@@ -252,6 +262,7 @@ impl Side {
             self.release(request.kind, name).await?;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        self.counts.insert(format!("{}/{name}", request.kind.plural), (index, 0));
         Ok(())
     }
 
@@ -291,7 +302,7 @@ impl Side {
                     continue;
                 }
                 let name = format!("{}/{}", kind.plural, object::name(object));
-                let normal = normalise(kind, object, &mut |uid| self.name_of(uid));
+                let normal = normalise(kind, object, &mut |uid, plural, name| self.name_of(uid, plural, name));
                 all.entry(name).or_insert_with(Vec::new).push(json!({"type": event["type"], "object": normal}));
             }
         }

@@ -1,0 +1,6 @@
+//! The operator against the in-memory API server.
+
+mod crash_points;
+mod failures;
+mod shell;
+mod whole_operator;
