@@ -128,9 +128,24 @@ fn far_positions_turn_by_angles_rounded_as_the_reference_rounds_them() {
         for name in all_folders() {
             let reference = Reference::of(name);
             let result = engine.run(name, &reference.gap_prompt(), &Settings::default());
-            // at these positions the reference's own bf16 rounding moves logits further than in the plain prompt
-            let tolerance = if is_bf16(name) { 0.7 } else { F32 };
+            // a restatement of the reference that rounds to bf16 where it rounds gives its numbers within 1e-3; exact
+            // arithmetic on the same weights is 0.403 away from them here (0.229 in the plain prompt)
+            let tolerance = if name == "dense-bf16" { 0.45 } else { tolerance(name) };
             near(&format!("{name} {engine:?} gap"), &result.logits, &reference.floats("gap.logits"), tolerance);
+        }
+    }
+}
+
+#[test]
+fn far_positions_in_bf16_are_as_exact_as_in_f32() {
+    for engine in Engine::all() {
+        for name in all_folders().filter(|name| is_bf16(name)) {
+            let prompt = Reference::of(name).gap_prompt();
+            let mut wide = engine.load(&folder(name), DtypeChoice::Float32, &[]);
+            let expected = single(&mut wide, &prompt, &Settings::default());
+            let result = engine.run(name, &prompt, &Settings::default());
+            // what a cache of two-byte keys and values changes; angles rounded to bf16 would change whole logits
+            near(&format!("{name} {engine:?} gap beside f32"), &result.logits, &expected.logits, 0.03);
         }
     }
 }
