@@ -17,16 +17,43 @@ use crate::status::Transition;
 /// Longest note that the API server takes, in bytes.
 const NOTE_LIMIT: usize = 1000;
 
-/// Tells a transition of `object`, an `ErnieModel` whole or broken. The name of the event follows from what it says and
-/// when, so that telling it twice is telling it once. An event that cannot be written is logged and given up: conditions
-/// are the record.
+/// Tells a transition of an object. The name of the event follows from what it says and when, so that telling it twice is
+/// telling it once. An event that cannot be written is logged and given up: conditions are the record.
 pub async fn tell<K>(client: &Client, object: &K, transition: &Transition, now: Timestamp)
+where
+    K: Resource<DynamicType = ()>,
+{
+    let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+    let Transition { is_warning, reason, message } = transition;
+    info!(model = %name, %namespace, %reason, %message, warning = is_warning, "transition");
+    let api = Api::<Event>::namespaced(client.clone(), &namespace);
+    let event = event(object, transition, now);
+    if let Err(error) = within("create event", api.create(&PostParams::default(), &event)).await {
+        let told_already = crate::apply::status(&error).is_some_and(kube::core::Status::is_already_exists);
+        if !told_already {
+            warn!(model = %name, %namespace, %reason, %error, "the event was not written");
+        }
+    }
+}
+
+/// Tells what has no condition to remember it: looks first whether it is told already, so that a look writes nothing.
+pub async fn tell_once<K>(client: &Client, object: &K, transition: &Transition, since: Timestamp)
+where
+    K: Resource<DynamicType = ()>,
+{
+    let api = Api::<Event>::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let told = within("get event", api.get_metadata_opt(&event(object, transition, since).name_any())).await;
+    if !matches!(told, Ok(Some(_))) {
+        tell(client, object, transition, since).await;
+    }
+}
+
+fn event<K>(object: &K, transition: &Transition, now: Timestamp) -> Event
 where
     K: Resource<DynamicType = ()>,
 {
     let Transition { is_warning, reason, message } = transition;
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
-    info!(model = %name, %namespace, %reason, %message, warning = is_warning, "transition");
     let about = ObjectReference {
         api_version: Some(ErnieModel::api_version(&()).into_owned()),
         kind: Some(ErnieModel::kind(&()).into_owned()),
@@ -38,7 +65,7 @@ where
     let mut note = message.clone();
     note.truncate(note.floor_char_boundary(NOTE_LIMIT));
     let mark = digest(format!("{:?} {reason} {note} {now}", object.uid()).as_bytes());
-    let event = Event {
+    Event {
         metadata: ObjectMeta {
             name: Some(format!("{name}.{mark}")),
             namespace: Some(namespace.clone()),
@@ -53,12 +80,5 @@ where
         reporting_controller: Some("serving.ernie.io/ernie-operator".to_owned()),
         reporting_instance: Some(FIELD_MANAGER.to_owned()),
         ..Event::default()
-    };
-    let api = Api::<Event>::namespaced(client.clone(), &namespace);
-    if let Err(error) = within("create event", api.create(&PostParams::default(), &event)).await {
-        let told_already = crate::apply::status(&error).is_some_and(kube::core::Status::is_already_exists);
-        if !told_already {
-            warn!(model = %name, %namespace, %reason, %error, "the event was not written");
-        }
     }
 }

@@ -156,7 +156,7 @@ async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Re
             };
             // Always the same time: the event's name follows from it, so that it is told once.
             let since = object.meta().creation_timestamp.as_ref().map_or_else(|| context.now(), |time| time.0);
-            events::tell(&context.client, object.as_ref(), &told, since).await;
+            events::tell_once(&context.client, object.as_ref(), &told, since).await;
             return Ok(Next::Change);
         }
     };

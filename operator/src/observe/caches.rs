@@ -15,6 +15,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tower::BoxError;
 use tracing::{debug, warn};
 
 use super::shelf::{Models, Shelf, Shelved};
@@ -26,6 +27,8 @@ use ernie_proto::contract::MODEL_LABEL;
 
 /// A dead connection is noticed within this time plus five seconds.
 const WATCH_SECONDS: u32 = 25;
+/// Longest time until a watch or a page of a list begins to answer: a proxy may take a request and never say a word.
+const FIRST_WORD: Duration = Duration::from_secs(30);
 /// Objects in one page of a list: bounds the memory of a relist.
 const PAGE: u32 = 250;
 /// Failures to start a watch in a row after which it begins again with a list.
@@ -81,6 +84,7 @@ impl Caches {
             replicas: Arc::default(),
             sync: Sync::default(),
         };
+        let client = &answering_within(FIRST_WORD, client);
         let Self { models, deployments, services, disruption_budgets, network_policies, replicas, sync } = &caches;
         for namespace in scope.parts() {
             let watches = Watches { client, namespace: namespace.as_deref(), metrics, triggers, sync, stop };
@@ -115,6 +119,16 @@ impl Caches {
             ("Pod", self.replicas.len()),
         ]
     }
+}
+
+/// The client, with a limit for the time until an answer begins; how long it goes on is the watch's own matter.
+fn answering_within(limit: Duration, client: &Client) -> Client {
+    let (namespace, client) = (client.default_namespace().to_owned(), client.clone());
+    let send = move |request| {
+        let client = client.clone();
+        async move { Ok::<_, BoxError>(tokio::time::timeout(limit, client.send(request)).await??) }
+    };
+    Client::new(tower::service_fn(send), namespace)
 }
 
 /// What the watches of one namespace share.

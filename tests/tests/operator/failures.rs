@@ -63,7 +63,7 @@ fn cases() -> Vec<Case> {
             false,
         ),
         Case {
-            spec: claim,
+            spec: claim.clone(),
             ..case(
                 Behaviour::Warned("FailedMount".into(), "MountVolume.SetUp failed for volume \"model\"".into()),
                 "VolumeNotFound",
@@ -71,8 +71,17 @@ fn cases() -> Vec<Case> {
                 false,
             )
         },
-        case(gave_up("ModelNotFound", 10, "config.json is absent"), "ModelNotFound", &["config.json is absent"], false),
-        case(gave_up("CorruptModel", 12, "tensor x has a wrong shape"), "CorruptModel", &["tensor x"], false),
+        // An image stays as it is, a claim may be filled or repaired.
+        case(gave_up("ModelNotFound", 10, "config.json is absent"), "ModelNotFound", &["config.json is absent"], true),
+        Case {
+            spec: claim.clone(),
+            ..case(gave_up("ModelNotFound", 10, "config.json is absent"), "ModelNotFound", &["config.json"], false)
+        },
+        case(gave_up("CorruptModel", 12, "tensor x has a wrong shape"), "CorruptModel", &["tensor x"], true),
+        Case {
+            spec: claim,
+            ..case(gave_up("CorruptModel", 12, "tensor x has a wrong shape"), "CorruptModel", &["tensor x"], false)
+        },
         case(gave_up("UnsupportedModel", 11, "architecture Llama"), "UnsupportedModel", &["architecture Llama"], true),
         case(
             gave_up("InsufficientMemory", 13, "needs 3.1 GiB, limit is 2 GiB"),
@@ -149,7 +158,7 @@ async fn a_failing_new_revision_leaves_the_old_one_serving_and_says_so() {
     world.converge().await;
     let old: Vec<Value> = world.server.objects("v1", "Pod", NAMESPACE);
     let template = world.child("Deployment", "m").expect("there")["spec"]["template"].clone();
-    world.cluster.behave("m-", gave_up("CorruptModel", 12, "truncated"));
+    world.cluster.behave("m-", died(1, "Error"));
     // Those that run go on: they are named before the rule above.
     for pod in &old {
         world.cluster.behave(pod["metadata"]["name"].as_str().expect("a name"), Behaviour::Ready);
@@ -165,13 +174,13 @@ async fn a_failing_new_revision_leaves_the_old_one_serving_and_says_so() {
         .count();
     assert_eq!(ready, 2, "no old worker is taken away");
     assert_eq!(world.state("m", "Available"), "True/Answering");
-    assert_eq!(world.state("m", "Ready"), "False/CorruptModel");
-    assert!(world.message("m", "Ready").contains("truncated"));
+    assert_eq!(world.state("m", "Ready"), "False/CrashLoop");
+    assert!(world.message("m", "Ready").contains("exit code 1"));
     world.wait(4000);
     world.cluster.settle();
     world.converge().await;
     assert_eq!(world.state("m", "Stalled"), "True/ProgressDeadlineExceeded");
-    assert!(world.message("m", "Stalled").contains("truncated"), "{}", world.message("m", "Stalled"));
+    assert!(world.message("m", "Stalled").contains("exit code 1"), "{}", world.message("m", "Stalled"));
 }
 
 #[tokio::test]
@@ -216,9 +225,10 @@ async fn a_failure_is_told_by_one_event_and_its_end_by_another() {
         world.converge().await;
     }
     assert_eq!(told(&world, "ModelNotFound"), 1, "a reconcile alone tells nothing");
-    let ready = told(&world, "Answering");
+    let ready = told(&world, "Ready");
     world.wait(5);
     world.cluster.behave("m-", Behaviour::Ready);
     world.converge().await;
-    assert_eq!(told(&world, "Answering"), ready + 1);
+    assert_eq!(told(&world, "Ready"), ready + 1);
+    assert_eq!(told(&world, "Recovered"), 1);
 }

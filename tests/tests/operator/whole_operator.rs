@@ -131,7 +131,7 @@ async fn models_are_served_scaled_edited_and_deleted_and_then_nothing_is_written
     let writes = live.writes_during(Duration::from_secs(1200)).await;
     assert!(writes.is_empty(), "twenty quiet minutes:\n{}", transcript(&writes));
     live.stop().await;
-    let broken = violations(&live.server.log());
+    let broken = violations(&live.server.log_of("operator"));
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
@@ -178,7 +178,7 @@ async fn errors_of_every_kind_only_delay() {
         live.apply(&model("m", &json!({"replicas": 1}))).await;
         live.until(name, |live| live.ready("m")).await;
         live.stop().await;
-        let broken = violations(&live.server.log());
+        let broken = violations(&live.server.log_of("operator"));
         assert!(broken.is_empty(), "{name}: {broken:#?}");
     }
 }
