@@ -57,6 +57,10 @@ pub struct ServeArgs {
     /// Number format of the weights; `auto` is the checkpoint's own.
     #[arg(long, value_enum, default_value_t, env = "ERNIE_DTYPE")]
     pub dtype: DtypeChoice,
+    /// A low-rank adapter in PEFT's layout, and the name that clients send as `model` to get it. May be given again; in the
+    /// environment variable separated by commas.
+    #[arg(long = "adapter", value_name = "NAME=DIR", env = "ERNIE_ADAPTER", value_delimiter = ',', value_parser = adapter)]
+    pub adapters: Vec<(String, PathBuf)>,
     /// Memory of the key-value cache, for instance 2Gi. Default: what the memory limit leaves.
     #[arg(long, value_name = "SIZE", env = "ERNIE_KV_CACHE_MEMORY", value_parser = bytes)]
     pub kv_cache_memory: Option<u64>,
@@ -183,6 +187,15 @@ impl ServeArgs {
         if self.max_queued_requests > 1 << 20 {
             return Err(format!("--max-queued-requests {} is more than 1048576", self.max_queued_requests));
         }
+        let base = self.model_name();
+        for (number, (name, _)) in self.adapters.iter().enumerate() {
+            if *name == base {
+                return Err(format!("--adapter {name}: the model itself has this name; choose another one"));
+            }
+            if self.adapters[..number].iter().any(|(known, _)| known == name) {
+                return Err(format!("--adapter {name} is given twice; choose two names"));
+            }
+        }
         Ok(())
     }
 
@@ -258,6 +271,14 @@ fn model_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// `NAME=DIR`.
+fn adapter(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !folder.is_empty() => Ok((model_name(name)?, PathBuf::from(folder))),
+        _ => Err("must be NAME=DIR".into()),
+    }
+}
+
 fn metadata_key(text: &str) -> Result<String, String> {
     let key = text.to_ascii_lowercase();
     let known = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
@@ -321,6 +342,16 @@ mod tests {
     }
 
     #[test]
+    fn every_adapter_given_is_kept_under_a_name_of_its_own() {
+        let args = serve(&["--adapter", "a=/x", "--adapter", "b=/y=z"]).expect("parses");
+        let named = |name: &str, folder: &str| (name.to_owned(), PathBuf::from(folder));
+        assert_eq!(args.adapters, [named("a", "/x"), named("b", "/y=z")]);
+        assert_eq!(serve(&["--adapter", "a=/x,b=/y"]).expect("parses").adapters.len(), 2);
+        assert!(serve(&["--adapter", "a=/x", "--adapter", "a=/y"]).expect_err("twice").contains("twice"));
+        assert!(serve(&["--adapter", "m=/x"]).expect_err("the model's").contains("the model itself"));
+    }
+
+    #[test]
     fn switches_take_a_value_or_none() {
         assert!(!serve(&["--reflection=false"]).expect("parses").reflection);
         assert!(!serve(&["--reflection", "false"]).expect("parses").reflection);
@@ -339,6 +370,8 @@ mod tests {
             ("--served-model-name", "a b", "letters, digits"),
             ("--tenant-header", "grpc-timeout", "x-tenant"),
             ("--dtype", "int8", "bfloat16"),
+            ("--adapter", "folder", "NAME=DIR"),
+            ("--adapter", "a b=folder", "letters, digits"),
             ("--host", "localhost", "--host"),
         ] {
             let error = serve(&[flag, value]).expect_err(value);

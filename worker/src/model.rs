@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use ernie_kernels::{Cpu, KvShape, Level};
 use ernie_proto::failure::Reason;
 
-use self::adapter::Adapter;
+use self::adapter::{Adapter, LoadedAdapter};
 use self::backend::candle::{CandleBackend, CandleShape};
 use self::backend::cpu::{CpuBackend, CpuShape, kv_format};
 use self::ernie::Decoder;
@@ -118,12 +118,13 @@ impl Default for LoadOptions {
 pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Progress)) -> LoadResult<ModelExecutor> {
     let plan = MemoryPlan::new(checkpoint, options)?;
     plan.check()?;
-    let adapters = inspect_adapters(options)?;
+    let adapters = Adapter::inspect_all(&options.adapters)?;
+    inventory::check_adapters(checkpoint, &adapters)?;
     let weights = Weights::new(&checkpoint.tensors, progress);
     let weights = if plan.is_tight(checkpoint.tensors.bytes()) { weights.dropping_pages() } else { weights };
-    let (forward, level): (Box<dyn Forward>, _) = match options.backend {
+    let (forward, adapters, level) = match options.backend {
         BackendChoice::Cpu => load_cpu(checkpoint, options, &plan, &weights, &adapters)?,
-        BackendChoice::Candle => (load_candle(checkpoint, options, &plan, &weights, &adapters)?, "candle"),
+        BackendChoice::Candle => load_candle(checkpoint, options, &plan, &weights, &adapters)?,
     };
     let geometry =
         Geometry { vocab: checkpoint.config.vocab_size, blocks: plan.kv_blocks, max_model_len: plan.max_model_len };
@@ -134,27 +135,23 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Pr
         plan.dtype,
         plan.kv_cache_dtype
     );
-    let adapters = adapters.into_iter().map(|adapter| adapter.name).collect();
     Ok(ModelExecutor::new(forward, geometry, identity, plan, adapters))
 }
 
-/// Reads what the adapters' folders say.
-fn inspect_adapters(options: &LoadOptions) -> LoadResult<Vec<Adapter>> {
-    let mut adapters = Vec::<Adapter>::new();
-    for (name, path) in &options.adapters {
-        if adapters.iter().any(|known| known.name == *name) {
-            return Err(LoadError::new(Reason::Usage, format!("--adapter names {name:?} twice")));
-        }
-        adapters.push(Adapter::inspect(name, path)?);
-    }
-    Ok(adapters)
-}
+/// A decoder that can run, its adapters, and what computes it.
+type Loaded = (Box<dyn Forward>, Vec<LoadedAdapter>, &'static str);
 
 /// Adds the adapters to a model, in order.
-fn attach<P: Pack>(adapters: &[Adapter], config: &ModelConfig, decoder: &mut Decoder<P>, pack: &P) -> LoadResult<()> {
-    adapters.iter().zip(0..).try_for_each(|(adapter, index)| {
+fn attach<P: Pack>(
+    adapters: &[Adapter],
+    config: &ModelConfig,
+    decoder: &mut Decoder<P>,
+    pack: &P,
+) -> LoadResult<Vec<LoadedAdapter>> {
+    let attach = |(adapter, index): (&Adapter, u32)| {
         adapter.attach(index, config, decoder, &Weights::new(&adapter.tensors, &|_| {}), pack)
-    })
+    };
+    adapters.iter().zip(0..).map(attach).collect()
 }
 
 fn load_cpu(
@@ -163,7 +160,7 @@ fn load_cpu(
     plan: &MemoryPlan,
     weights: &Weights<'_>,
     adapters: &[Adapter],
-) -> LoadResult<(Box<dyn Forward>, &'static str)> {
+) -> LoadResult<Loaded> {
     let config = &checkpoint.config;
     let level = options.level.unwrap_or_else(Level::best);
     let cpu = Cpu::new(level, options.threads).map_err(|error| LoadError::new(Reason::Usage, error.to_string()))?;
@@ -180,8 +177,8 @@ fn load_cpu(
     };
     let backend = CpuBackend::new(cpu, &shape)?;
     let mut decoder = Decoder::assemble(config, weights, &backend)?;
-    attach(adapters, config, &mut decoder, &backend)?;
-    Ok((Box::new(CpuModel { decoder, backend }), level.name()))
+    let adapters = attach(adapters, config, &mut decoder, &backend)?;
+    Ok((Box::new(CpuModel { decoder, backend }), adapters, level.name()))
 }
 
 fn load_candle(
@@ -190,7 +187,7 @@ fn load_candle(
     plan: &MemoryPlan,
     weights: &Weights<'_>,
     adapters: &[Adapter],
-) -> LoadResult<Box<dyn Forward>> {
+) -> LoadResult<Loaded> {
     let config = &checkpoint.config;
     let shape = CandleShape {
         dtype: plan.dtype,
@@ -208,6 +205,6 @@ fn load_candle(
         .map_err(|error| LoadError::new(Reason::Internal, format!("cannot start threads: {error}")))?;
     let backend = CandleBackend::new(candle_core::Device::Cpu, &shape)?;
     let mut decoder = Decoder::assemble(config, weights, &backend)?;
-    attach(adapters, config, &mut decoder, &backend)?;
-    Ok(Box::new(CandleModel { decoder, backend, pool }))
+    let adapters = attach(adapters, config, &mut decoder, &backend)?;
+    Ok((Box::new(CandleModel { decoder, backend, pool }), adapters, "candle"))
 }

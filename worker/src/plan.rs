@@ -6,6 +6,7 @@ use ernie_proto::failure::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::executor::BLOCK_TOKENS;
+use crate::model::adapter::Adapter;
 use crate::model::inventory::weight_bytes;
 use crate::model::{Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig};
 
@@ -30,7 +31,7 @@ pub struct MemoryPlan {
     pub dtype: Dtype,
     /// The format of the key-value cache.
     pub kv_cache_dtype: Dtype,
-    /// Weights.
+    /// Weights, those of adapters included.
     pub weight_bytes: u64,
     /// Cache for one token, all layers.
     pub kv_bytes_per_token: u64,
@@ -57,19 +58,20 @@ impl MemoryPlan {
     /// Plans the memory of a model.
     ///
     /// # Errors
-    /// [`LoadError`] with [`Reason::Usage`] when the options contradict the model. A plan that does not fit is no error
+    /// [`LoadError`] with [`Reason::Usage`] when the options contradict the model, and as [`Adapter::inspect`]. A plan that does not fit is no error
     /// here: see [`MemoryPlan::check`].
     pub fn new(checkpoint: &Checkpoint, options: &LoadOptions) -> LoadResult<Self> {
         let config = &checkpoint.config;
         let dtype = options.dtype.resolve(checkpoint.dtype);
         let kv_cache_dtype = dtype.kv_cache();
+        let adapters = Adapter::inspect_all(&options.adapters)?;
         let longest = longest(config, options.max_model_len)?;
         let kv_bytes_per_token = (2 * config.layers * config.kv_width() * kv_cache_dtype.bytes()) as u64;
         let mut plan = Self {
             device: "cpu".to_owned(),
             dtype,
             kv_cache_dtype,
-            weight_bytes: weight_bytes(checkpoint, dtype)?,
+            weight_bytes: weight_bytes(checkpoint, dtype)? + adapters.iter().map(Adapter::bytes).sum::<u64>(),
             kv_bytes_per_token,
             kv_tokens: 0,
             kv_blocks: 0,

@@ -19,7 +19,7 @@ use ernie_proto::ernie::v1::inference_server::InferenceServer;
 use tonic::service::Routes;
 
 pub use answer::AnswerStream;
-pub use inference::{Inference, Served, WARM_UP_KEY};
+pub use inference::{Inference, Served, ServedAdapter, WARM_UP_KEY};
 
 use calls::MAX_REQUEST_BYTES;
 use lifecycle::Lifecycle;

@@ -1,5 +1,7 @@
 //! The worker as its clients see it: a real model behind real ports, in this process or in one of its own.
 
+#[path = "serving/adapters.rs"]
+mod adapters;
 #[path = "serving/bad_input.rs"]
 mod bad_input;
 #[path = "serving/cancel.rs"]

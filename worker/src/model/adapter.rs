@@ -4,8 +4,9 @@
 
 mod attach;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ernie_proto::failure::Reason;
 use regex::Regex;
 use serde_json::{Map, Value};
 
@@ -13,6 +14,7 @@ use super::checkpoint::{TensorFiles, catalogue};
 use super::error::{LoadError, LoadResult};
 use super::json::Fields;
 use super::safetensors::Header;
+use super::weights::Weights;
 
 /// The largest rank.
 const MAX_RANK: u64 = 4096;
@@ -107,6 +109,41 @@ impl Adapter {
         let tensors = TensorFiles { folder: path.to_owned(), files: vec![weights], places: catalogue(vec![header])? };
         Ok(Self { name: name.to_owned(), tensors, scale })
     }
+
+    /// Reads what the folders of several adapters say, each a name and a path.
+    ///
+    /// # Errors
+    /// As [`Adapter::inspect`]; [`Reason::Usage`] when two have one name.
+    pub fn inspect_all(folders: &[(String, PathBuf)]) -> LoadResult<Vec<Self>> {
+        let mut adapters = Vec::<Self>::new();
+        for (name, path) in folders {
+            if adapters.iter().any(|known| known.name == *name) {
+                return Err(LoadError::new(Reason::Usage, format!("--adapter names {name:?} twice")));
+            }
+            adapters.push(Self::inspect(name, path)?);
+        }
+        Ok(adapters)
+    }
+
+    /// Bytes of its weights in memory, where they are single precision.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.places.values().map(|place| 4 * place.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// Tells adapters apart by name, scale and what was read of their `weights`.
+    fn digest(&self, weights: &Weights<'_>) -> [u8; 32] {
+        let identity = format!("{:?} {:?} {}", self.name, self.scale, weights.fingerprint());
+        *blake3::hash(identity.as_bytes()).as_bytes()
+    }
+}
+
+/// An adapter that is part of a loaded model.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LoadedAdapter {
+    /// The name that requests call it by.
+    pub name: String,
+    /// Tells it apart from other adapters, for caches and for the identity of answers.
+    pub digest: [u8; 32],
 }
 
 /// Reads what of `adapter_config.json` matters and refuses the kinds of adapters that are not computed.

@@ -1,5 +1,6 @@
 //! The executor of one loaded model: checks a plan, lays it out, runs it, and hands the logits back by sequence.
 
+use super::adapter::LoadedAdapter;
 use super::backend::Result;
 use super::backend::candle::CandleBackend;
 use super::backend::cpu::CpuBackend;
@@ -47,7 +48,7 @@ pub struct ModelExecutor {
     geometry: Geometry,
     identity: String,
     plan: MemoryPlan,
-    adapters: Vec<String>,
+    adapters: Vec<LoadedAdapter>,
 }
 
 impl ModelExecutor {
@@ -56,13 +57,13 @@ impl ModelExecutor {
         geometry: Geometry,
         identity: String,
         plan: MemoryPlan,
-        adapters: Vec<String>,
+        adapters: Vec<LoadedAdapter>,
     ) -> Self {
         Self { forward, geometry, identity, plan, adapters }
     }
 
-    /// The names of the adapters; a sequence's `adapter` is an index into them.
-    pub fn adapters(&self) -> &[String] {
+    /// The adapters; a sequence's `adapter` is an index into them.
+    pub fn adapters(&self) -> &[LoadedAdapter] {
         &self.adapters
     }
 

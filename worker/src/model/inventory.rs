@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use super::adapter::Adapter;
 use super::checkpoint::Checkpoint;
 use super::dtype::Dtype;
 use super::ernie::Decoder;
@@ -56,6 +57,23 @@ pub fn weight_bytes(checkpoint: &Checkpoint, dtype: Dtype) -> LoadResult<u64> {
     let inventory = Inventory { dtype, bytes: Cell::new(0) };
     Decoder::assemble(&checkpoint.config, &Weights::new(&checkpoint.tensors, &|_| {}), &inventory)?;
     Ok(inventory.bytes.get())
+}
+
+/// Checks that adapters fit a checkpoint, reading neither's weights.
+///
+/// # Errors
+/// [`LoadError`] that names the adapter and the tensor.
+pub fn check_adapters(checkpoint: &Checkpoint, adapters: &[Adapter]) -> LoadResult<()> {
+    if adapters.is_empty() {
+        return Ok(());
+    }
+    let inventory = Inventory { dtype: checkpoint.dtype, bytes: Cell::new(0) };
+    let tensors = Weights::new(&checkpoint.tensors, &|_| {});
+    let mut decoder = Decoder::assemble(&checkpoint.config, &tensors, &inventory)?;
+    adapters.iter().zip(0..).try_for_each(|(adapter, index)| {
+        let weights = Weights::new(&adapter.tensors, &|_| {});
+        adapter.attach(index, &checkpoint.config, &mut decoder, &weights, &inventory).map(drop)
+    })
 }
 
 /// Checks that the tensors are those of the config: none missing, none of another shape, none that has no place.

@@ -8,12 +8,12 @@ use super::{Worker, failure};
 use crate::{
     chat::ChatTemplate,
     cli::{ServeArgs, VERSION},
-    engine::{Engine, EngineConfig, EngineHandle, Health, Observer, StartError},
+    engine::{self, Engine, EngineConfig, EngineHandle, Health, Observer, StartError},
     executor::Executor,
     model::{self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor},
     plan::{MemoryLimit, MemoryPlan},
     sampling::SamplingParams,
-    server::{Served, lifecycle::Phase},
+    server::{Served, ServedAdapter, lifecycle::Phase},
     tokenizer::Tokenizer,
 };
 
@@ -52,6 +52,12 @@ impl Worker {
         self.enter(Phase::Engine);
         self.metrics.set_cache(executor.geometry().blocks);
         let numerics = executor.identity().to_owned();
+        let adapters = executor.adapters().iter().zip(0..).map(|(adapter, index)| ServedAdapter {
+            name: adapter.name.clone(),
+            numerics: format!("{numerics}-{}", &blake3::Hash::from(adapter.digest).to_hex()[..16]),
+            adapter: engine::Adapter { index, digest: adapter.digest },
+        });
+        let adapters = adapters.collect();
         let config = engine_config(&self.args, &executor)?;
         let observer: Arc<dyn Observer> = self.metrics.clone();
         let engine =
@@ -62,6 +68,7 @@ impl Worker {
             architecture: checkpoint.config.model_type().to_owned(),
             dtype: plan.dtype.to_string(),
             numerics,
+            adapters,
             eos_token_ids: checkpoint.generation.eos_token_ids.clone().into(),
             defaults,
             tokenizer,
@@ -110,6 +117,7 @@ fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.batched_tokens(),
         memory_limit: MemoryLimit::of_this_process(),
+        adapters: args.adapters.clone(),
         ..standard
     };
     let plan = MemoryPlan::new(&checkpoint, &options).map_err(|error| error.termination())?;

@@ -44,6 +44,8 @@ pub struct Served {
     pub dtype: String,
     /// Identifies weights, formats and kernels: equal seeds give equal answers where this is equal.
     pub numerics: String,
+    /// The adapters, which clients ask for as models of their own.
+    pub adapters: Vec<ServedAdapter>,
     /// Tokens that end an answer.
     pub eos_token_ids: Arc<[u32]>,
     /// What requests leave out.
@@ -54,6 +56,16 @@ pub struct Served {
     pub template: Option<ChatTemplate>,
     /// Where requests go.
     pub engine: EngineHandle,
+}
+
+/// A loaded adapter, as the services see it.
+pub struct ServedAdapter {
+    /// The name that clients send.
+    pub name: String,
+    /// As [`Served::numerics`], of the model with this adapter.
+    pub numerics: String,
+    /// What the engine knows it by.
+    pub adapter: engine::Adapter,
 }
 
 /// The service `ernie.v1.Inference`. Clones share everything.
@@ -131,7 +143,8 @@ impl Inference {
         let served = Arc::clone(self.served(&call.metadata)?);
         let tenant = self.tenant(&call.metadata)?;
         let time = deadline::of(&call.metadata)?;
-        check_model(&call.model, &served)?;
+        let asked = served.find(&call.model)?;
+        let (adapter, model, numerics) = (asked.adapter, asked.name.to_owned(), asked.numerics.to_owned());
         let request_id = request::request_id(call.request_id, draw)?;
         let vocab = served.engine.limits().vocab;
         let Generation { sampling, max_tokens, min_tokens, stops, stop_token_ids, ignore_eos } =
@@ -142,10 +155,10 @@ impl Inference {
         };
         let started = v1::Started {
             request_id: request_id.clone(),
-            model: served.name.clone(),
+            model,
             seed: sampling.seed,
             prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
-            numerics: served.numerics.clone(),
+            numerics,
         };
         let request = engine::Request {
             id: request_id,
@@ -162,7 +175,7 @@ impl Inference {
             deadline: accepted + time,
             priority: 0,
             tenant,
-            adapter: None,
+            adapter,
         };
         let events = served.engine.submit(request).map_err(|rejected| status::rejected(&rejected))?;
         let answer = Answer { events, started, echo: text, stops, tokenizer: Arc::clone(&served.tokenizer) };
@@ -194,8 +207,25 @@ impl Call {
 /// Makes the text to repeat and the prompt's ids; slow, so it runs off the async threads.
 type Make = Box<dyn FnOnce(&Served) -> Result<(String, Vec<u32>), Status> + Send>;
 
-fn check_model(asked: &str, served: &Served) -> Result<(), Status> {
-    if asked.is_empty() || asked == served.name { Ok(()) } else { Err(status::unknown_model(asked, &served.name)) }
+/// What a client's model name stands for.
+struct Asked<'a> {
+    name: &'a str,
+    numerics: &'a str,
+    adapter: Option<engine::Adapter>,
+}
+
+impl Served {
+    /// The model of that name, with or without an adapter; an empty name is the model itself.
+    fn find(&self, asked: &str) -> Result<Asked<'_>, Status> {
+        if asked.is_empty() || asked == self.name {
+            return Ok(Asked { name: &self.name, numerics: &self.numerics, adapter: None });
+        }
+        let adapter = self.adapters.iter().find(|adapter| adapter.name == asked).ok_or_else(|| {
+            let names = std::iter::once(&self.name).chain(self.adapters.iter().map(|adapter| &adapter.name));
+            status::unknown_model(asked, names.map(String::as_str))
+        })?;
+        Ok(Asked { name: &adapter.name, numerics: &adapter.numerics, adapter: Some(adapter.adapter) })
+    }
 }
 
 fn draw() -> u64 {
@@ -281,7 +311,7 @@ impl inference_server::Inference for Inference {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
         let served = Arc::clone(self.served(request.metadata())?);
         let TokenizeRequest { model, input } = request.into_inner();
-        check_model(&model, &served)?;
+        served.find(&model)?;
         let work = move || {
             let (text, field) = match input {
                 Some(Input::Text(text)) => (text, "text"),
@@ -301,7 +331,7 @@ impl inference_server::Inference for Inference {
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
         let served = Arc::clone(self.served(request.metadata())?);
         let DetokenizeRequest { model, ids, skip_special_tokens } = request.into_inner();
-        check_model(&model, &served)?;
+        served.find(&model)?;
         let work = move || {
             request::check_ids(&ids, "ids", served.engine.limits().vocab)?;
             Ok(DetokenizeResponse { text: decode(&served, &ids, skip_special_tokens, "ids")? })
@@ -311,16 +341,16 @@ impl inference_server::Inference for Inference {
 
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
         let served = self.served(request.metadata())?;
-        check_model(&request.get_ref().model, served)?;
+        let asked = served.find(&request.get_ref().model)?;
         let limits = served.engine.limits();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Ok(Response::new(GetModelResponse {
-            name: served.name.clone(),
+            name: asked.name.to_owned(),
             architecture: served.architecture.clone(),
             max_model_len: count(limits.context),
             vocab_size: count(limits.vocab),
             dtype: served.dtype.clone(),
-            numerics: served.numerics.clone(),
+            numerics: asked.numerics.to_owned(),
             max_num_seqs: count(limits.max_num_seqs),
             eos_token_ids: served.eos_token_ids.to_vec(),
             version: crate::cli::VERSION.to_owned(),

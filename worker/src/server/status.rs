@@ -25,9 +25,15 @@ pub fn invalid(field: &str, sentence: impl Into<String>) -> Status {
     Status::with_error_details(Code::InvalidArgument, format!("{field}: {sentence}"), details)
 }
 
-/// No such model here.
-pub fn unknown_model(asked: &str, served: &str) -> Status {
-    Status::not_found(format!("model: {} is not served here; ask for {served:?}, or leave model empty", quoted(asked)))
+/// No such model here; `served` are the names of those that are.
+pub fn unknown_model<'a>(asked: &str, served: impl Iterator<Item = &'a str>) -> Status {
+    const SHOWN: usize = 8;
+    let mut names: Vec<String> = served.take(SHOWN + 1).map(|name| format!("{name:?}")).collect();
+    if names.len() > SHOWN {
+        names[SHOWN] = "…".to_owned();
+    }
+    let names = names.join(", ");
+    Status::not_found(format!("model: {} is not served here; ask for {names}, or leave model empty", quoted(asked)))
 }
 
 /// A request that can be repeated after a while.

@@ -55,7 +55,9 @@ fn several_adapters_and_the_base_model_share_a_batch() {
     let reference = Reference::of("dense-lora");
     for engine in Engine::all() {
         let mut executor = engine.load(&folder("dense-lora"), DtypeChoice::Auto, &named(&ADAPTERS));
-        assert_eq!(executor.adapters(), ADAPTERS);
+        let names: Vec<_> = executor.adapters().iter().map(|adapter| adapter.name.as_str()).collect();
+        assert_eq!(names, ADAPTERS);
+        assert_ne!(executor.adapters()[0].digest, executor.adapters()[1].digest);
         let order = [Some(1), None, Some(0), Some(2), Some(1)];
         let output = executor.execute(&side_by_side(&reference.prompt(), &order)).expect("computed");
         for (logits, adapter) in output.logits.iter().zip(order) {
@@ -77,7 +79,7 @@ fn the_base_model_gives_the_same_bits_beside_adapters() {
 }
 
 /// Numbers that are the same each time, about ±0.25.
-fn noise(seed: &str, count: usize) -> Vec<f32> {
+pub(crate) fn noise(seed: &str, count: usize) -> Vec<f32> {
     let mut state = seed
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
@@ -89,9 +91,9 @@ fn noise(seed: &str, count: usize) -> Vec<f32> {
 }
 
 /// Tensors of a checkpoint or an adapter.
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-fn read(path: &Path) -> Tensors {
+pub(crate) fn read(path: &Path) -> Tensors {
     let bytes = fs::read(path).expect("a file");
     let file = SafeTensors::deserialize(&bytes).expect("safetensors");
     let floats = |view: &TensorView<'_>| {
@@ -134,7 +136,7 @@ fn merge(
 }
 
 /// A model folder with other weights.
-fn merged_folder(name: &str, tensors: &Tensors) -> tempfile::TempDir {
+pub(crate) fn merged_folder(name: &str, tensors: &Tensors) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("a folder");
     fs::copy(folder(name).join("config.json"), copy.path().join("config.json")).expect("copied");
     write(&copy.path().join("model.safetensors"), tensors);
@@ -249,7 +251,7 @@ fn refused(adapter: &Path) -> LoadError {
         max_num_seqs: 1,
         ..LoadOptions::default()
     };
-    match load(&checkpoint, &options, &|_| {}) {
+    match load(&checkpoint, &options, &|_| panic!("a weight of the model was read")) {
         Err(error) => error,
         Ok(_) => panic!("loaded"),
     }

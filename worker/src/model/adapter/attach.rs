@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Adapter;
+use super::{Adapter, LoadedAdapter};
 use crate::model::config::ModelConfig;
 use crate::model::ernie::{Decoder, FeedForward, Layer};
 use crate::model::error::{LoadError, LoadResult};
@@ -42,14 +42,14 @@ impl Adapter {
         decoder: &mut Decoder<P>,
         weights: &Weights<'_>,
         pack: &P,
-    ) -> LoadResult<()> {
+    ) -> LoadResult<LoadedAdapter> {
         let source = Source { adapter: self, weights, pack, index };
         for (number, layer) in decoder.layers.iter_mut().enumerate() {
             source.layer(config, &format!("model.layers.{number}"), layer)?;
         }
         let unclaimed = weights.unclaimed();
         match unclaimed.first() {
-            None => Ok(()),
+            None => Ok(LoadedAdapter { name: self.name.clone(), digest: self.digest(weights) }),
             Some(name) => Err(LoadError::unsupported(format!(
                 "adapter {:?}: tensor {name:?} has no place: only LoRA of q, k, v, o, gate, up and down projections of this \
                  model is computed",
@@ -155,8 +155,8 @@ impl<P: Pack> Source<'_, P> {
         let Some(rank) = self.rank(module, module, 1)? else { return Ok(None) };
         let (a, b) = self.pair(module);
         let scale = self.adapter.scale.of(module);
-        let a = self.weights.whole(&a, &[rank, *inputs])?.read()?;
-        let b = self.weights.whole(&b, &[columns.len(), rank])?.read()?;
+        let a = self.pack.numbers(&self.weights.whole(&a, &[rank, *inputs])?)?;
+        let b = self.pack.numbers(&self.weights.whole(&b, &[columns.len(), rank])?)?;
         self.low_rank(a, b.into_iter().map(|value| value * scale).collect(), columns.clone(), rank).map(Some)
     }
 
@@ -173,8 +173,8 @@ impl<P: Pack> Source<'_, P> {
         let Some(rank) = self.rank(module, parameter, experts)? else { return Ok(Vec::new()) };
         let (a, b) = self.pair(module);
         let scale = self.adapter.scale.of(parameter);
-        let a = self.weights.whole(&a, &[experts * rank, inputs])?.read()?;
-        let b = self.weights.whole(&b, &[columns, rank * experts])?.read()?;
+        let a = self.pack.numbers(&self.weights.whole(&a, &[experts * rank, inputs])?)?;
+        let b = self.pack.numbers(&self.weights.whole(&b, &[columns, rank * experts])?)?;
         (0..experts)
             .map(|expert| {
                 let a = a[expert * rank * inputs..(expert + 1) * rank * inputs].to_vec();
