@@ -1,4 +1,8 @@
-//! Damaged model folders: each is refused in a sentence, and none brings the process down.
+//! Damaged model folders: each is refused in a sentence, and none brings the process down. Ten thousand cases, or as many
+//! for each 2000 of `ERNIE_CORRUPTIONS`.
+
+mod adapter;
+mod text;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,9 +14,9 @@ use tempfile::TempDir;
 
 use crate::reference::folder;
 
-/// Cases of each kind; `ERNIE_CORRUPTIONS` sets another number.
+/// Cases of the commonest kind; `ERNIE_CORRUPTIONS` sets another number.
 fn cases() -> u64 {
-    std::env::var("ERNIE_CORRUPTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(1500)
+    std::env::var("ERNIE_CORRUPTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(2000)
 }
 
 /// SplitMix64.
@@ -453,4 +457,54 @@ fn weights_that_are_not_numbers_show_in_the_logits() {
     };
     let output = executor.execute(&StepPlan { sequences: vec![step] }).expect("computed");
     assert!(output.logits[0].iter().all(|logit| !logit.is_finite()));
+}
+
+/// The largest memory that this process ever had, in bytes.
+fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+#[ignore = "measures its process: run alone by the test below"]
+fn every_kind_of_damage_in_a_process_of_its_own() {
+    let copy = Copy::of("dense-tied");
+    copy.inspect().expect("whole");
+    let base = peak_memory();
+    for claim in [10u64 << 30, u64::MAX, 100 << 20, 1 << 62] {
+        copy.write("model.safetensors", &[&claim.to_le_bytes()[..], b"{"].concat());
+        copy.refused("a header longer than the file");
+        // a hole in a file costs the disk nothing
+        let file = fs::OpenOptions::new().write(true).open(copy.path().join("model.safetensors")).expect("opened");
+        file.set_len(11 << 30).expect("grown");
+        copy.refused("a header of 10 GiB");
+    }
+    configs_with_a_value_that_cannot_be_are_refused();
+    configs_of_another_shape_are_refused_with_the_tensor_s_name();
+    cut_and_garbled_configs_never_panic_and_cut_ones_are_refused();
+    headers_with_a_changed_byte_are_refused_unless_they_say_the_same();
+    headers_with_a_damaged_entry_are_refused();
+    files_of_another_length_are_refused();
+    damaged_indexes_are_refused();
+    adapter::adapter_headers_that_are_damaged_are_refused_unless_they_say_the_same();
+    adapter::adapter_files_of_another_length_are_refused();
+    adapter::adapter_configs_that_are_damaged_are_refused();
+    text::tokenizers_with_a_damaged_entry_are_refused();
+    text::sentencepiece_models_that_are_cut_are_refused_and_garbled_ones_never_panic();
+    text::garbled_chat_templates_are_refused_or_show_what_the_user_says();
+    let grown = peak_memory() - base;
+    println!("{} MiB above {} MiB", grown >> 20, base >> 20);
+    assert!(grown <= 64 << 20, "{grown} bytes more than a sound folder takes");
+}
+
+#[test]
+fn refusing_damaged_folders_takes_little_memory() {
+    let name = "corruption::every_kind_of_damage_in_a_process_of_its_own";
+    let mut command = std::process::Command::new(std::env::current_exe().expect("this test"));
+    // a fifth of the cases: each kind many times over
+    command.args(["--exact", name, "--ignored", "--nocapture"]).env("ERNIE_CORRUPTIONS", (cases() / 5).to_string());
+    let output = command.output().expect("started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -7,3 +7,4 @@ mod corruption;
 mod demo;
 mod folders;
 mod reference;
+mod variants;
