@@ -23,7 +23,7 @@ pub struct EvalArgs {
     /// Folder of the model as the hub lays it out.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Token ids as safetensors: `input_ids` [T] and optionally `position_ids` [T] as I64; or `input_ids.0`,
+    /// Token ids as safetensors: `input_ids [T]` and optionally `position_ids [T]` as I64; or `input_ids.0`,
     /// `input_ids.1`, … which run as one batch.
     #[arg(long, value_name = "FILE", requires = "output")]
     pub input: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub struct EvalArgs {
     /// Number format of the weights; `auto` is the checkpoint's own.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
-    /// Continue greedily by N tokens, end-of-sequence ignored: `greedy.tokens` [N], `greedy.logits` [N, vocab].
+    /// Continue greedily by N tokens, end-of-sequence ignored: `greedy.tokens [N]`, `greedy.logits [N, vocab]`.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub generate: usize,
     /// Rows of `logits` that are written.

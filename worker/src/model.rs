@@ -1,6 +1,6 @@
 //! The model: from a folder in the layout of the model hub to an executor of steps.
 //!
-//! [`Checkpoint::inspect`] looks at configuration and headers in milliseconds; [`MemoryPlan`](crate::plan::MemoryPlan)
+//! [`Checkpoint::inspect`] looks at configuration and headers in milliseconds; [`MemoryPlan`]
 //! says what it will take; [`load`] reads the weights. Knows no request, no protobuf.
 
 pub mod adapter;

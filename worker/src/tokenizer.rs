@@ -1,7 +1,7 @@
 //! Text to token ids and back.
 //!
 //! A model folder holds `tokenizer.json` (read by the `tokenizers` crate) or, in first revisions and Paddle folders,
-//! `tokenizer.model` (SentencePiece, see [`sentencepiece`]). Both become one [`Tokenizer`]: an encoder, and a table of
+//! `tokenizer.model` (SentencePiece, see `sentencepiece`). Both become one [`Tokenizer`]: an encoder, and a table of
 //! the bytes that each id stands for. Decoding is concatenation of those bytes, so that a stream ([`TextStream`]) and a
 //! whole text are decoded by the same rule, and every token has bytes of its own.
 

@@ -94,7 +94,7 @@ fn requests() -> Vec<Request> {
             min_tokens: 0,
             stop_token_ids: vec![],
             eos_token_ids: [2].into(),
-            ignore_eos: index % 3 > 0,
+            ignore_eos: !index.is_multiple_of(3),
             deadline: Instant::now() + Duration::from_secs(600),
             priority: 0,
             tenant: "".into(),

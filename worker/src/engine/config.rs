@@ -29,7 +29,7 @@ pub struct EngineConfig {
     pub stream_capacity: usize,
     /// A request whose reader takes no token for so long is cancelled.
     pub stall_timeout: Duration,
-    /// Time that [`start`](super::start) may spend measuring the cost of a step; zero: none, the
+    /// Time that `start` may spend measuring the cost of a step; zero: none, the
     /// engine learns from its first requests.
     pub warm_up: Duration,
 }

@@ -1,6 +1,6 @@
 //! Low-rank adapters in PEFT's layout: W' = W + s·B·A for any subset of a layer's linear maps.
 //!
-//! What a folder says is checked here; [`attach`] finds the place of every tensor in the model.
+//! What a folder says is checked here; `attach` finds the place of every tensor in the model.
 
 mod attach;
 

@@ -25,7 +25,7 @@ impl<P: Pack> Attention<P> {
     /// Takes the attention of a layer at `prefix` out of a checkpoint.
     ///
     /// # Errors
-    /// [`LoadError`], as [`Weights::whole`].
+    /// [`LoadError`](crate::model::LoadError), as [`Weights::whole`].
     pub fn assemble(
         config: &ModelConfig,
         layer: usize,

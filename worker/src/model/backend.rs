@@ -213,7 +213,7 @@ pub trait Backend: Pack {
         out: &mut Self::Rows,
     ) -> Result<()>;
 
-    /// `out[rows[i]]` += `shares[i]` · x[i]; no row twice.
+    /// `out[rows[i]]` += `shares[i]` · `x[i]`; no row twice.
     ///
     /// # Errors
     /// [`ComputeError`].

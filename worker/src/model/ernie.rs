@@ -43,7 +43,7 @@ impl<P: Pack> Decoder<P> {
     /// Takes a decoder's weights out of a checkpoint.
     ///
     /// # Errors
-    /// [`LoadError`] when a tensor is missing, of another shape or dtype, or cannot be read.
+    /// [`LoadError`](crate::model::LoadError) when a tensor is missing, of another shape or dtype, or cannot be read.
     pub fn assemble(config: &ModelConfig, tensors: &Weights<'_>, pack: &P) -> LoadResult<Self> {
         let hidden = config.hidden_size;
         let table = [config.vocab_size, hidden];

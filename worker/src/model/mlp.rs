@@ -21,7 +21,7 @@ impl<P: Pack> Mlp<P> {
     /// Takes the network at `prefix` with `inner` hidden units out of a checkpoint.
     ///
     /// # Errors
-    /// [`LoadError`], as [`Weights::whole`].
+    /// [`LoadError`](crate::model::LoadError), as [`Weights::whole`].
     pub fn assemble(
         config: &ModelConfig,
         prefix: &str,

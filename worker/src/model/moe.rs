@@ -49,7 +49,7 @@ impl<P: Pack> Moe<P> {
     /// Takes the experts at `prefix` out of a checkpoint, in the published names or fused as some tools write them.
     ///
     /// # Errors
-    /// [`LoadError`], as [`Weights::whole`].
+    /// [`LoadError`](crate::model::LoadError), as [`Weights::whole`].
     pub fn assemble(
         config: &ModelConfig,
         moe: &MoeConfig,

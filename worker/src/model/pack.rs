@@ -18,7 +18,7 @@ pub trait Pack {
     /// Packs a matrix.
     ///
     /// # Errors
-    /// [`LoadError`] when its bytes cannot be read or do not fit the working format.
+    /// [`LoadError`](crate::model::LoadError) when its bytes cannot be read or do not fit the working format.
     fn matrix(&self, source: &MatrixSource<'_>) -> LoadResult<Self::Matrix>;
 
     /// Packs the numbers of several tensors, one after the other.

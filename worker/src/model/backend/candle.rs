@@ -59,7 +59,7 @@ impl CandleBackend {
     /// A backend with an empty cache.
     ///
     /// # Errors
-    /// [`LoadError`] when the device has no room for the cache.
+    /// [`LoadError`](crate::model::LoadError) when the device has no room for the cache.
     pub fn new(device: Device, shape: &CandleShape) -> LoadResult<Self> {
         let stored = dtype(shape.dtype);
         // candle's CPU operations round half precision after each step: single precision keeps what the weights have

@@ -69,7 +69,8 @@ pub(super) fn adapter_headers_that_are_damaged_are_refused_unless_they_say_the_s
     for _ in 0..cases() / 4 {
         let mut changed = header.clone();
         let place = random.below(changed.len());
-        changed[place] = if random.below(2) == 0 { random.next() as u8 } else { *random.pick(b"0123456789{}[]\",:\\ -") };
+        changed[place] =
+            if random.below(2) == 0 { random.next() as u8 } else { *random.pick(b"0123456789{}[]\",:\\ -") };
         copy.write(WEIGHTS, &join(&changed, &data));
         match copy.check() {
             Ok(adapter) => assert_eq!(adapter.tensors.places, expected, "byte {place}"),

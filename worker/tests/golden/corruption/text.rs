@@ -98,7 +98,10 @@ pub(super) fn garbled_chat_templates_are_refused_or_show_what_the_user_says() {
         for _ in 0..=random.below(3) {
             let place = random.below(damaged.len());
             match random.below(3) {
-                0 => damaged[place] = *random.pick(&['{', '}', '%', '\'', '[', ']', '(', '|', '.', '~', '0', '*', '\u{0}']),
+                0 => {
+                    damaged[place] =
+                        *random.pick(&['{', '}', '%', '\'', '[', ']', '(', '|', '.', '~', '0', '*', '\u{0}'])
+                }
                 1 => drop(damaged.remove(place)),
                 _ => {
                     let piece: Vec<char> = damaged[place..].iter().copied().take(1 + random.below(40)).collect();
