@@ -13,7 +13,7 @@ use std::time::Duration;
 use ernie_operator::api::{ErnieModel, crd};
 use ernie_operator::apply;
 use ernie_operator::context::Context;
-use ernie_operator::desired::{Defaults, Release};
+use ernie_operator::desired::{APPLIED_ANNOTATION, Defaults, Release};
 use ernie_operator::reconcile::{Error, reconcile};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::core::DeserializeGuard;
@@ -202,6 +202,30 @@ impl World {
     pub fn operator_log(&self) -> Vec<Entry> {
         let log = self.server.log();
         log.into_iter().filter(|entry| entry.call.client.starts_with(OPERATOR)).collect()
+    }
+
+    /// What two runs of the same workload have in common: no events, which a crash may lose, nothing that the Deployment
+    /// controller makes, and nothing that follows from the order of requests: addresses, the seals that cover the owner's
+    /// uid, and how many revisions a Deployment went through.
+    pub fn outcome(&self) -> Vec<Value> {
+        let mut objects = self.server.outcome();
+        objects.retain(|object| !matches!(object["kind"].as_str(), Some("Event" | "Pod" | "ReplicaSet")));
+        for object in &mut objects {
+            if let Some(Value::Object(annotations)) = object.pointer_mut("/metadata/annotations") {
+                annotations.shift_remove(APPLIED_ANNOTATION);
+                annotations.shift_remove("deployment.kubernetes.io/revision");
+            }
+            if object["kind"] == "Deployment" {
+                object["status"]["observedGeneration"].take();
+            }
+            if let Some(Value::Object(spec)) = object.get_mut("spec")
+                && spec.get("clusterIP").is_some_and(|address| address != "None")
+            {
+                spec.shift_remove("clusterIP");
+                spec.shift_remove("clusterIPs");
+            }
+        }
+        objects
     }
 
     /// Lets operators and controllers work until nobody has anything left to do.

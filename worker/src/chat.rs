@@ -4,6 +4,7 @@
 //! written for Jinja2 in the environment of transformers. They are untrusted: no loader, no access to the machine, a
 //! budget for work and memory, and a bounded output. Clients cannot send one.
 
+pub mod output;
 mod python;
 
 use std::{fmt, fs, io, path::Path};

@@ -275,7 +275,9 @@ impl Pod<'_> {
     fn exited(&self, exit: &Exit) -> Option<Failure> {
         let said = TerminationMessage::parse(&exit.message);
         let plan = said.as_ref().and_then(|said| Plan::of_detail(&said.detail));
-        let reason = said.as_ref().map(|said| said.reason).or_else(|| Reason::of_exit_code(exit.code));
+        // Codes that any program ends with say nothing by themselves; the log may.
+        let of_code = || Reason::of_exit_code(exit.code).filter(|r| !matches!(r, Reason::Usage | Reason::Internal));
+        let reason = said.as_ref().map(|said| said.reason).or_else(of_code);
         let (reason, message, permanent) = if exit.reason == "OOMKilled" {
             ("OutOfMemory", self.out_of_memory(), false)
         } else if let (Some(reason), true) = (reason, exit.code != 0) {

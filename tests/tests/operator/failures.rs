@@ -89,7 +89,7 @@ fn cases() -> Vec<Case> {
             &["3.1 GiB"],
             true,
         ),
-        case(died(137, "OOMKilled"), "OutOfMemory", &["2Gi", "resources.limits.memory"], false),
+        case(died(137, "OOMKilled"), "OutOfMemory", &["2 GiB", "resources.limits.memory"], false),
         case(died(1, "Error"), "CrashLoop", &["exit code 1", "kubectl logs"], false),
         case(died(139, "Error"), "CrashLoop", &["139"], false),
         case(
