@@ -147,7 +147,7 @@ async fn greedy_and_seeded_answers_equal_those_alone_in_every_mode() {
 
     let (engine, happened) = start(512, config());
     assert_same("in a crowd", &expected, &answers(&engine, &requests).await);
-    assert!(happened.sum().running == 16);
+    assert_eq!(happened.sum().running, 16, "as many at once as may be");
     let before = happened.sum().prefix_hits;
     assert_same("with cached prompts", &expected, &answers(&engine, &requests).await);
     assert!(happened.sum().prefix_hits > before + 1000, "{:?}", happened.sum());
