@@ -162,6 +162,22 @@ fn images_come_from_the_values() {
     assert!(arguments(&documents).contains(&cuda), "{:?}", arguments(&documents));
 }
 
+#[test]
+fn the_worker_version_tells_one_image_from_another() {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let by_digest = format!("worker.image.digest={digest}");
+    for (settings, version) in [
+        (&[][..], env!("CARGO_PKG_VERSION")),
+        (&["worker.image.tag=0.1.0-5e1f"], "0.1.0-5e1f"),
+        (&[by_digest.as_str()], &digest),
+        (&[by_digest.as_str(), "worker.image.tag=0.1.0-5e1f"], "0.1.0-5e1f"),
+    ] {
+        let arguments = arguments(&render(settings));
+        let flag = format!("--worker-version={version}");
+        assert!(arguments.contains(&flag), "{settings:?}: {arguments:?}");
+    }
+}
+
 /// Path of the first place where two values differ. Numbers are compared by value: Helm writes 1 where we write 1.0.
 fn first_difference(one: &Value, other: &Value, path: String) -> Option<String> {
     match (one, other) {
@@ -277,6 +293,73 @@ fn rights_hold_no_wildcard_no_secret_and_no_write_on_pods() {
     }
 }
 
+/// What the operator asks of the API server, by the module that asks: group, resource, verbs.
+const CALLS: &[(&str, &str, &str, &[&str])] = &[
+    ("observe/caches.rs", "serving.ernie.io", "erniemodels", &["list", "watch"]),
+    ("observe.rs", "serving.ernie.io", "erniemodels", &["get"]),
+    ("reconcile.rs", "serving.ernie.io", "erniemodels/status", &["patch"]),
+    // Not a request of its own: OwnerReferencesPermissionEnforcement asks for it when a child is created.
+    ("apply.rs", "serving.ernie.io", "erniemodels/finalizers", &["update"]),
+    ("observe/caches.rs", "apps", "deployments", &["list", "watch"]),
+    ("apply.rs", "apps", "deployments", &["get", "create", "patch"]),
+    ("observe/caches.rs", "", "services", &["list", "watch"]),
+    ("apply.rs", "", "services", &["get", "create", "patch"]),
+    ("observe/caches.rs", "policy", "poddisruptionbudgets", &["list", "watch"]),
+    ("apply.rs", "policy", "poddisruptionbudgets", &["get", "create", "patch"]),
+    ("observe/caches.rs", "networking.k8s.io", "networkpolicies", &["list", "watch"]),
+    ("apply.rs", "networking.k8s.io", "networkpolicies", &["get", "create", "patch"]),
+    ("observe/caches.rs", "", "pods", &["list", "watch"]),
+    ("observe.rs", "", "events", &["list"]),
+    ("events.rs", "events.k8s.io", "events", &["get", "create"]),
+    ("leader.rs", "coordination.k8s.io", "leases", &["get", "create", "update"]),
+];
+
+#[test]
+fn the_operator_has_the_rights_that_it_uses_and_no_other() {
+    let used: BTreeSet<(&str, &str, &str)> = CALLS
+        .iter()
+        .flat_map(|(_, group, resource, verbs)| verbs.iter().map(move |verb| (*group, *resource, *verb)))
+        .collect();
+    for settings in VARIANTS {
+        let rules = rules(&render(settings));
+        let own = rules.iter().filter(|(_, role, _)| !role.ends_with("-edit") && !role.ends_with("-view"));
+        let granted: BTreeSet<(&str, &str, &str)> = own
+            .flat_map(|(.., rule)| {
+                let mut rights = Vec::new();
+                for group in strings(&rule["apiGroups"]) {
+                    for resource in strings(&rule["resources"]) {
+                        rights.extend(strings(&rule["verbs"]).into_iter().map(|verb| (group, resource, verb)));
+                    }
+                }
+                rights
+            })
+            .collect();
+        assert_eq!(granted, used, "{settings:?}");
+    }
+}
+
+#[test]
+fn a_module_that_asks_the_api_server_is_known_to_the_rights() {
+    let source = repository().join("operator/src");
+    for (module, ..) in CALLS {
+        let text = fs::read_to_string(source.join(module)).unwrap_or_else(|error| panic!("{module}: {error}"));
+        assert!(text.contains("Api::") || text.contains("Api<"), "{module} asks nothing of the API server any more");
+    }
+    let known: BTreeSet<PathBuf> = CALLS.iter().map(|(module, ..)| source.join(module)).collect();
+    let mut folders = vec![source];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !known.contains(&path) {
+                let text = fs::read_to_string(&path).expect("text");
+                assert!(!text.contains("Api::"), "{} makes requests: list them in CALLS", path.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn with_watched_namespaces_the_operator_has_no_right_outside_them() {
     let documents = render(VARIANTS[2]);
@@ -375,6 +458,47 @@ fn the_test_asks_the_model_that_it_creates_on_the_port_of_the_contract() {
     assert!(spec.model.uri.starts_with("oci://"));
     let named = render(&["test.model.uri=pvc://models/x"]);
     assert_eq!(of_kind(&named, "ErnieModel")[0]["spec"]["model"]["uri"], "pvc://models/x");
+}
+
+#[test]
+fn the_test_runs_where_the_operator_serves() {
+    let cases: [(&[&str], &str); 3] = [
+        (&[], "ernie-system"),
+        (&["watchNamespaces={chat,search}"], "chat"),
+        (&["watchNamespaces={chat,ernie-system}"], "ernie-system"),
+    ];
+    for (settings, place) in cases {
+        let documents = render(settings);
+        let (model, pod) = (of_kind(&documents, "ErnieModel")[0], of_kind(&documents, "Pod")[0]);
+        assert_eq!(model["metadata"]["namespace"], place, "{settings:?}");
+        assert_eq!(pod["metadata"]["namespace"], place, "{settings:?}");
+        let args = strings(&pod["spec"]["containers"][0]["args"]);
+        let server = format!(".{place}.svc:{}", contract::GRPC_PORT);
+        assert!(args.iter().any(|arg| arg.starts_with("--server=") && arg.ends_with(&server)), "{args:?}");
+    }
+}
+
+#[test]
+fn pull_secrets_reach_everything_that_is_pulled_from_the_registry() {
+    let documents = render(&["image.pullSecrets={regcred,other}"]);
+    let secrets = json!([{"name": "regcred"}, {"name": "other"}]);
+    assert_eq!(operator(&documents)["spec"]["template"]["spec"]["imagePullSecrets"], secrets);
+    assert_eq!(of_kind(&documents, "Pod")[0]["spec"]["imagePullSecrets"], secrets);
+    assert_eq!(of_kind(&documents, "ErnieModel")[0]["spec"]["imagePullSecrets"], secrets);
+}
+
+#[test]
+fn restricted_egress_reaches_names_and_the_api_server_only() {
+    let documents = render(&["networkPolicy.restrictEgress=true"]);
+    let egress = &of_kind(&documents, "NetworkPolicy")[0]["spec"]["egress"];
+    let ports: Vec<i64> = egress
+        .as_array()
+        .expect("a list")
+        .iter()
+        .flat_map(|rule| rule["ports"].as_array().expect("ports"))
+        .map(|port| port["port"].as_i64().expect("a number"))
+        .collect();
+    assert_eq!(ports, [53, 53, 443, 6443]);
 }
 
 #[test]

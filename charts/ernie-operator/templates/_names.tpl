@@ -53,6 +53,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* What tells the worker's image from others, as --worker-version and status.engine.version: its tag, or the digest alone. */}}
+{{- define "ernie-operator.workerVersion" -}}
+{{- with .Values.worker.image -}}
+{{- coalesce .tag .digest $.Chart.AppVersion -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What Pod Security "restricted" asks of a container, and a read-only root besides. */}}
 {{- define "ernie-operator.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
