@@ -3,6 +3,7 @@
 #
 # CLUSTER=local|existing   which cluster; default: existing when REGISTRY is set or KUBECONFIG names another than ours
 # REGISTRY=host/path       where an existing cluster pulls images from; they are pushed there
+# ENGINE=docker|podman|buildah   what builds images; default: the first of them that works
 # CARGO_TARGET_DIR         as for cargo
 
 set -euo pipefail
@@ -50,6 +51,31 @@ use_tools() {
     if [ "$(cluster_kind)" = local ] || ! { command -v kubectl && command -v helm; } >/dev/null; then
         PATH=$("$(bin_dir)/cluster" build):$PATH
     fi
+}
+
+# Sets `engine` to what builds images. Stops where there is none, or where an existing cluster has no registry to pull from.
+use_engine() {
+    if [ "$(cluster_kind)" = existing ] && [ -z "${REGISTRY:-}" ]; then
+        local why="CLUSTER=existing"
+        [ -n "${CLUSTER:-}" ] || why="KUBECONFIG=$KUBECONFIG"
+        die "$why names your own cluster, which pulls from a registry: name one that you may push to, as in" \
+            "REGISTRY=registry.example/team, or take the local cluster with CLUSTER=local"
+    fi
+    case ${ENGINE:=} in
+    docker | podman | buildah)
+        command -v "$ENGINE" >/dev/null || die "ENGINE=$ENGINE is not installed"
+        engine=$ENGINE
+        return
+        ;;
+    ?*) die "ENGINE=$ENGINE is none of docker, podman and buildah" ;;
+    esac
+    for engine in docker podman; do
+        if command -v $engine >/dev/null && $engine info >/dev/null 2>&1; then
+            return
+        fi
+    done
+    engine=buildah
+    command -v buildah >/dev/null || die "neither docker nor podman works, and buildah is not installed: install one of them"
 }
 
 # Makes KUBECONFIG name the cluster that is meant.
