@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     cli::ServeArgs,
     engine::{Drained, EngineHandle, Health},
-    http::{self, Pages},
+    http::{self, LONGEST_FORWARD, Pages},
     metrics::Metrics,
     server::{
         self, Inference,
@@ -54,6 +54,7 @@ pub struct Worker {
     metrics: Arc<Metrics>,
     inference: Inference,
     plan: Arc<OnceLock<serde_json::Value>>,
+    engine: Arc<OnceLock<EngineHandle>>,
     closing: Closing,
     connections: TaskTracker,
     grpc: SocketAddr,
@@ -78,7 +79,14 @@ impl Worker {
         let metrics = Arc::new(Metrics::new(&name).map_err(|error| internal(&error))?);
         let inference = Inference::new(lifecycle.clone(), args.tenant_header.clone());
         let plan = Arc::new(OnceLock::new());
-        let pages = Pages { lifecycle: lifecycle.clone(), metrics: Arc::clone(&metrics), plan: Arc::clone(&plan) };
+        let engine = Arc::new(OnceLock::new());
+        let pages = Pages {
+            lifecycle: lifecycle.clone(),
+            metrics: Arc::clone(&metrics),
+            plan: Arc::clone(&plan),
+            engine: Arc::clone(&engine),
+            longest_forward: LONGEST_FORWARD,
+        };
         tokio::spawn(http::serve(http, http::router(pages)));
 
         let (routes, descriptors) = server::services(inference.clone(), &lifecycle, args.reflection)
@@ -96,6 +104,7 @@ impl Worker {
             metrics,
             inference,
             plan,
+            engine,
             closing,
             connections,
             grpc: grpc_address,
@@ -161,6 +170,8 @@ impl Worker {
     /// From a folder to a worker that calls itself ready.
     async fn start(&self) -> Result<EngineHandle, TerminationMessage> {
         let (served, engine) = self.load().await?;
+        // Set once: a worker starts one engine.
+        let _ = self.engine.set(engine.clone());
         self.inference.set(served);
         self.lifecycle.advance(Stage::WarmingUp);
         self.timed("warm_up", warm_up::ask(self.grpc, self.inference.warm_up_secret())).await?;

@@ -214,8 +214,8 @@ impl EngineHandle {
         matches!(*self.shared.health.borrow(), Health::Starting | Health::Ready)
     }
 
-    /// For how long the present forward pass has been running; `None` between steps. A watchdog compares it with what
-    /// no step should ever take.
+    /// For how long the present forward pass has been running; `None` between steps. `/livez` compares it with what no
+    /// step should ever take.
     pub fn forward_running_for(&self) -> Option<Duration> {
         self.shared.load.lock().unwrap_or_else(PoisonError::into_inner).forward_since.map(|since| since.elapsed())
     }
