@@ -78,6 +78,27 @@ pub async fn apply(
     Ok(Children { network_policy, service, workers, disruption_budget, workload })
 }
 
+/// Children as found, for a model whose children are to be left alone. Those of somebody else are none.
+pub fn leave(model: &ErnieModel, found: Children<Found>) -> Children<Applied> {
+    fn as_is<K: Resource<DynamicType = ()>>(model: &ErnieModel, found: Option<Arc<Live<K>>>) -> Outcome<K> {
+        match found {
+            None => Outcome::Absent,
+            Some(live) => ownership::obstacle(model, &live).map_or(Outcome::Live(live), Outcome::Refused),
+        }
+    }
+    let Children { network_policy, service, workers, disruption_budget, workload } = found;
+    Children {
+        network_policy: as_is(model, network_policy),
+        service: as_is(model, service),
+        workers: as_is(model, workers),
+        disruption_budget: as_is(model, disruption_budget),
+        workload: match workload {
+            Workload::Deployment(found) => Workload::Deployment(as_is(model, found)),
+            Workload::Withheld(obstacle) => Workload::Withheld(obstacle),
+        },
+    }
+}
+
 struct Writer<'a> {
     context: &'a Context,
     model: &'a ErnieModel,

@@ -1,5 +1,6 @@
 //! SHELL: the operator's own HTTP side: probes and metrics.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -56,19 +57,21 @@ async fn metrics(State(served): State<Served>) -> impl IntoResponse {
 }
 
 fn count_phases(metrics: &Metrics, caches: &Caches) {
-    let counts = metrics.models.clone();
-    for phase in Phase::ALL {
-        counts.with_label_values(&[phase.as_str()]).set(0);
-    }
-    counts.with_label_values(&["Malformed"]).set(0);
+    const MALFORMED: &str = "Malformed";
+    let mut counts = Phase::ALL.map(|phase| (phase.as_str(), 0)).into_iter().collect::<BTreeMap<_, _>>();
+    counts.insert(MALFORMED, 0);
     for model in caches.models().state() {
         let phase = match model.as_ref() {
             DeserializeGuard(Ok(model)) => {
                 let phase = model.status.as_ref().and_then(|status| status.phase);
                 phase.unwrap_or(Phase::Pending).as_str()
             }
-            DeserializeGuard(Err(_)) => "Malformed",
+            DeserializeGuard(Err(_)) => MALFORMED,
         };
-        counts.with_label_values(&[phase]).inc();
+        *counts.entry(phase).or_default() += 1;
+    }
+    // Set in one go: two scrapes may run at once.
+    for (phase, count) in counts {
+        metrics.models.with_label_values(&[phase]).set(count);
     }
 }

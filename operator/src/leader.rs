@@ -6,7 +6,7 @@
 
 mod rule;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -83,7 +84,14 @@ impl Keeper {
     async fn run(mut self, stop: CancellationToken) {
         let mut renewed = Instant::now();
         while !stop.is_cancelled() {
-            match self.turn().await {
+            // A turn that takes long is as good as one that fails: others count from our last renewal.
+            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            let turn = match *self.leads.borrow() {
+                true => left,
+                false => LEASE,
+            };
+            let turn = tokio::time::timeout(turn, self.turn()).await;
+            match turn.unwrap_or_else(|_| Err(observe::Error::Timeout("renew Lease"))) {
                 Ok(holds) => {
                     if holds {
                         renewed = Instant::now();
@@ -92,7 +100,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     debug!(%error, "the Lease cannot be read or written");
-                    if renewed.elapsed() > RENEW_DEADLINE {
+                    if renewed.elapsed() >= RENEW_DEADLINE {
                         self.announce(false);
                     }
                 }
@@ -137,8 +145,10 @@ impl Keeper {
                 self.observation = Some(Observation::new(claim(&lease), Instant::now()));
                 Ok(true)
             }
-            // Another was faster.
-            Err(error) if crate::apply::status(&error).is_some_and(|status| status.code == 409) => Ok(false),
+            // Another was faster, or somebody wrote a label on it: a leader looks again before it steps down.
+            Err(error) if crate::apply::status(&error).is_some_and(|status| status.code == 409) => {
+                if *self.leads.borrow() { Err(error) } else { Ok(false) }
+            }
             Err(error) => Err(error),
         }
     }

@@ -151,7 +151,7 @@ pub async fn model(
 /// When the API server fails.
 pub async fn warning(client: &Client, namespace: &str, pod_uid: &str) -> Result<Option<(String, String)>, Error> {
     let api = Api::<Event>::namespaced(client.clone(), namespace);
-    let about_pod = ListParams::default().fields(&format!("involvedObject.uid={pod_uid},type=Warning")).limit(100);
+    let about_pod = ListParams::default().fields(&format!("involvedObject.uid={pod_uid},type=Warning")).limit(500);
     let events = within("list events", api.list(&about_pod)).await?;
     let newest = events.items.into_iter().max_by_key(|event| {
         let seen = event.last_timestamp.as_ref().map(|time| time.0);

@@ -4,6 +4,6 @@ mod children;
 mod live;
 mod replica;
 
-pub use children::{Applied, Found, Outcome, leave};
+pub use children::{Applied, Found, Outcome};
 pub use live::{FIELD_MANAGER, Live};
 pub use replica::{ContainerState, Exit, Replica, Scheduling, Waiting};

@@ -21,7 +21,7 @@ use crate::desired::{
     Workload, desired,
 };
 use crate::observe::{self, within};
-use crate::observed::{Applied, ContainerState, FIELD_MANAGER, Found, Live, Replica, leave};
+use crate::observed::{Applied, ContainerState, FIELD_MANAGER, Found, Live, Replica};
 use crate::status::{Facts, Transition, changed, of_replicas, status, stop};
 use crate::{apply, events};
 
@@ -167,12 +167,16 @@ async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Re
 
     let found = context.reads.children(&context.client, model).await?;
     let mut facts = Facts { replicas: context.reads.replicas(&context.client, model).await?, ..Facts::default() };
-    facts.warnings = warnings(context, model, &facts.replicas).await?;
+    facts.warnings = warnings(context, model, &facts.replicas).await;
 
     let remembered = remember(model, &found, &facts);
     let prepared = desired(model, &context.defaults, &remembered);
     facts.engine = engine(&prepared, &remembered).map(|engine| engine.status(&context.defaults));
-    let applied = if model.spec.paused { leave(found) } else { apply::apply(context, model, prepared, found).await? };
+    let applied = if model.spec.paused {
+        apply::leave(model, found)
+    } else {
+        apply::apply(context, model, prepared, found).await?
+    };
 
     publish(context, model, &applied, &facts).await?;
     Ok(due(model, &applied, &facts, context))
@@ -209,23 +213,31 @@ fn engine(prepared: &Children<Prepared>, remembered: &Remembered) -> Option<Engi
     }
 }
 
-/// The newest warnings about pods that wait for their container without saying why: only events tell.
+/// The newest warnings about pods that wait for their container without saying why: only events tell. Without them the
+/// model is served all the same, with one explanation less.
 async fn warnings(
     context: &Context,
     model: &ErnieModel,
     replicas: &[Arc<Replica>],
-) -> Result<HashMap<String, (String, String)>, Error> {
+) -> HashMap<String, (String, String)> {
     /// A few pods stand for all of them.
     const ASKED: usize = 3;
     let mut warnings = HashMap::new();
     let namespace = model.namespace().unwrap_or_default();
     for replica in replicas.iter().rev().filter(|replica| waits_silently(replica, context)).take(ASKED) {
         let uid = replica.metadata.uid.clone().unwrap_or_default();
-        if let Some(warning) = observe::warning(&context.client, &namespace, &uid).await? {
-            warnings.insert(uid, warning);
+        match observe::warning(&context.client, &namespace, &uid).await {
+            Ok(Some(warning)) => {
+                warnings.insert(uid, warning);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                debug!(pod = replica.name(), %error, "its events cannot be read");
+                break;
+            }
         }
     }
-    Ok(warnings)
+    warnings
 }
 
 fn waits_silently(replica: &Replica, context: &Context) -> bool {

@@ -96,8 +96,9 @@ impl TerminationMessage {
         let mut short = Self { detail: serde_json::Value::Null, ..self.clone() };
         let mut text = encode(&short);
         while text.len() > TERMINATION_MESSAGE_LIMIT {
-            let excess = text.len() - TERMINATION_MESSAGE_LIMIT + '…'.len_utf8();
-            let keep = short.message.floor_char_boundary(short.message.len().saturating_sub(excess.max(1)));
+            // JSON writes a byte as six at most.
+            let cut = (text.len() - TERMINATION_MESSAGE_LIMIT).div_ceil(6) + '…'.len_utf8();
+            let keep = short.message.floor_char_boundary(short.message.len().saturating_sub(cut));
             short.message.truncate(keep);
             short.message.push('…');
             text = encode(&short);
@@ -135,6 +136,7 @@ mod tests {
         let back = TerminationMessage::parse(&text).expect("parses");
         assert_eq!(back.reason, Reason::CorruptModel);
         assert!(back.message.ends_with('…') && back.message.starts_with('é'));
+        assert!(text.len() > TERMINATION_MESSAGE_LIMIT - 100, "cut more than needed: {}", text.len());
     }
 
     #[test]

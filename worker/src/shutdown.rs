@@ -21,6 +21,10 @@ use crate::{
 /// How long streams and connections may take to send what they have once the engine has nothing left.
 const FLUSH: Duration = Duration::from_millis(800);
 
+/// What clients sent before they read that the connection goes away is accepted for so long; those that idle are gone
+/// sooner.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// Who asks a worker to stop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stop {
@@ -79,9 +83,11 @@ impl Shutdown<'_> {
         );
         tokio::time::sleep(lame_duck).await;
 
-        self.lifecycle.advance(Stage::Draining);
         self.closing.goaway.cancel();
-        let drained = self.engine.drain((Instant::now() + self.timeout).into_std()).await;
+        let deadline = Instant::now() + self.timeout;
+        let _ = within(GOODBYE.min(self.timeout), finish(self.connections)).await;
+        self.lifecycle.advance(Stage::Draining);
+        let drained = self.engine.drain(deadline.into_std()).await;
         self.metrics.life.drained_streams.with_label_values(&["finished"]).inc_by(drained.completed as u64);
         self.metrics.life.drained_streams.with_label_values(&["cut"]).inc_by(drained.cut as u64);
 

@@ -1,6 +1,8 @@
 //! PURE: what to do about a Lease.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// What a Lease says.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Live;
-use crate::desired::{Children, Obstacle, Stage, Workload};
+use crate::desired::{Obstacle, Stage};
 
 /// Children as they were found; absent ones are `None`.
 #[derive(Clone, Debug)]
@@ -47,23 +47,5 @@ impl<K> Outcome<K> {
             Outcome::Refused(obstacle) => Some(obstacle),
             Outcome::Live(_) | Outcome::Absent => None,
         }
-    }
-}
-
-/// Children as found, for a model whose children are to be left alone.
-pub fn leave(found: Children<Found>) -> Children<Applied> {
-    fn as_is<K>(found: Option<Arc<Live<K>>>) -> Outcome<K> {
-        found.map_or(Outcome::Absent, Outcome::Live)
-    }
-    let Children { network_policy, service, workers, disruption_budget, workload } = found;
-    Children {
-        network_policy: as_is(network_policy),
-        service: as_is(service),
-        workers: as_is(workers),
-        disruption_budget: as_is(disruption_budget),
-        workload: match workload {
-            Workload::Deployment(found) => Workload::Deployment(as_is(found)),
-            Workload::Withheld(obstacle) => Workload::Withheld(obstacle),
-        },
     }
 }

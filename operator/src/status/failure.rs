@@ -85,7 +85,7 @@ pub fn of_replicas(
 
 /// The failure for which workers are stopped: no restart can cure it, and no worker answers that stopping would take away.
 pub fn stop(failure: Option<&Failure>, replicas: &[Arc<Replica>], template: &str) -> Option<Stopped> {
-    let failure = failure.filter(|failure| failure.is_about_plan())?;
+    let failure = failure.filter(|failure| failure.permanent && failure.is_about_plan())?;
     let failing = failure.info.pod_name.as_deref()?;
     let is_newest =
         replicas.iter().any(|replica| replica.name() == failing && replica.template.as_deref() == Some(template));
@@ -281,7 +281,10 @@ impl Pod<'_> {
         let (reason, message, permanent) = if exit.reason == "OOMKilled" {
             ("OutOfMemory", self.out_of_memory(), false)
         } else if let (Some(reason), true) = (reason, exit.code != 0) {
-            let (word, permanent) = explain(reason, self.model);
+            let (word, mut permanent) = explain(reason, self.model);
+            // Another node may have the memory that this one lacks.
+            let of_node = said.as_ref().is_some_and(|said| said.detail["limitSource"] == "node");
+            permanent &= !of_node;
             let said = said.map(|said| said.message);
             let sentence = said.unwrap_or_else(|| format!("the worker gave no reason but {}", reason.as_str()));
             (word, format!("the worker of pod {} gave up: {sentence}", self.replica.name()), permanent)
@@ -336,12 +339,13 @@ impl Pod<'_> {
 /// The reason shown for a worker's own, and whether it is beyond cure by a restart. An image stays as it is, while a
 /// claim may be filled or repaired at any time.
 fn explain(reason: Reason, model: &ErnieModel) -> (&'static str, bool) {
+    let is_image = matches!(model.spec.model.uri.parse(), Ok(ModelUri::Image { .. }));
     match reason {
-        Reason::InsufficientMemory | Reason::UnsupportedModel => (reason.as_str(), true),
-        Reason::ModelNotFound | Reason::CorruptModel => {
-            (reason.as_str(), matches!(model.spec.model.uri.parse(), Ok(ModelUri::Image { .. })))
-        }
+        Reason::InsufficientMemory => (reason.as_str(), true),
+        Reason::UnsupportedModel | Reason::ModelNotFound | Reason::CorruptModel => (reason.as_str(), is_image),
         Reason::DeviceError | Reason::DigestMismatch => (reason.as_str(), false),
-        Reason::Usage | Reason::Internal => ("CrashLoop", false),
+        // A flag that the worker refuses comes from the spec.
+        Reason::Usage => ("InvalidSpec", true),
+        Reason::Internal => ("CrashLoop", false),
     }
 }

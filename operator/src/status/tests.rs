@@ -254,7 +254,8 @@ fn every_cause_gets_its_reason_the_object_and_the_remedy() {
         (&claim, exited(14, "Error", &said("DeviceError")), "DeviceError", &["the sentence of the worker"]),
         (&claim, exited(15, "Error", &said("DigestMismatch")), "DigestMismatch", &["the sentence of the worker"]),
         (&claim, exited(12, "Error", "not the JSON of a worker"), "CorruptModel", &["ernie-1"]),
-        (&claim, exited(2, "Error", &said("Usage")), "CrashLoop", &["the sentence of the worker"]),
+        (&claim, exited(2, "Error", &said("Usage")), "InvalidSpec", &["the sentence of the worker"]),
+        (&claim, exited(2, "Error", ""), "CrashLoop", &["exit code 2", "kubectl logs --previous ernie-1"]),
         (&claim, exited(101, "Error", ""), "CrashLoop", &["exit code 101", "kubectl logs --previous ernie-1"]),
         (&claim, exited(137, "OOMKilled", ""), "OutOfMemory", &["limit 2 GiB", "raise resources.limits.memory"]),
         (&claim, exited(137, "Error", ""), "CrashLoop", &["killed", "137"]),
@@ -326,21 +327,32 @@ fn a_model_that_does_not_fit_shows_its_plan_and_is_stopped_for_good() {
 }
 
 #[test]
-fn an_unsupported_model_is_stopped_and_a_missing_one_is_not() {
+fn an_image_that_cannot_be_served_stays_so_and_a_claim_may_be_repaired() {
+    let image = model(json!({"model": {"uri": "oci://registry.example/ernie:1"}}));
     for (code, word, stops) in
         [(11, "UnsupportedModel", true), (10, "ModelNotFound", false), (12, "CorruptModel", false)]
     {
         let replicas = vec![exited(code, "Error", &json!({"reason": word, "message": "m"}).to_string())];
-        let failure = of_replicas(&claimed(), &replicas, Some(TEMPLATE), &HashMap::new());
-        assert_eq!(stop(failure.as_ref(), &replicas, TEMPLATE).is_some(), stops, "{word}");
-        let stalls = |model: &ErnieModel| {
+        for (model, stays) in [(&image, true), (&claimed(), false)] {
+            let failure = of_replicas(model, &replicas, Some(TEMPLATE), &HashMap::new());
+            assert_eq!(stop(failure.as_ref(), &replicas, TEMPLATE).is_some(), stops && stays, "{word}");
             let status = judged(model, &settled(), replicas.clone());
             assert_eq!(of(&status, condition::PLAN_FITS).status == "False", stops, "{word}");
-            of(&status, condition::STALLED).status == "True"
-        };
-        assert_eq!(stalls(&claimed()), stops, "{word}: a claim may be filled at any time");
-        assert!(stalls(&model(json!({"model": {"uri": "oci://registry.example/ernie:1"}}))), "{word}: an image stays");
+            assert_eq!(of(&status, condition::STALLED).status == "True", stays, "{word}");
+        }
     }
+}
+
+#[test]
+fn a_model_too_large_for_one_node_may_fit_another() {
+    let message =
+        json!({"reason": "InsufficientMemory", "message": "m", "detail": {"limitSource": "node"}}).to_string();
+    let replicas = vec![exited(13, "Error", &message)];
+    let failure = of_replicas(&claimed(), &replicas, Some(TEMPLATE), &HashMap::new());
+    assert_eq!(stop(failure.as_ref(), &replicas, TEMPLATE), None);
+    let status = judged(&claimed(), &settled(), replicas);
+    assert_eq!(verdict(&status, condition::PLAN_FITS), ("False", "InsufficientMemory"));
+    assert_eq!(of(&status, condition::STALLED).status, "False");
 }
 
 #[test]

@@ -180,6 +180,20 @@ async fn a_paused_model_is_left_alone_and_still_reported() {
 }
 
 #[tokio::test]
+async fn a_paused_model_does_not_take_a_foreign_deployment_for_its_own() {
+    let mut world = World::new();
+    let labels = json!({"app": "other"});
+    let foreign = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "m", "namespace": NAMESPACE}, "spec": {"selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "other", "image": "other:1"}]}}}});
+    world.server.create(&foreign).expect("accepted");
+    world.apply(&model("m", &json!({"paused": true}))).await;
+    world.converge().await;
+    assert_eq!(world.state("m", "Ready"), "False/NameConflict");
+    assert_eq!(world.state("m", "Progressing"), "False/Paused");
+}
+
+#[tokio::test]
 async fn deletion_needs_no_operator() {
     let world = with_model(&json!({"replicas": 2})).await;
     assert!(world.model("m").expect("stored")["metadata"].get("finalizers").is_none());

@@ -170,7 +170,8 @@ async fn errors_of_every_kind_only_delay() {
         let strikes = move |call: &ernie_tests::apiserver::Call| {
             call.client == "operator" && (every_third.lock().expect("unpoisoned"))()
         };
-        live.server.inject(Fault::new(effect, strikes).times(60));
+        let times = if effect == Effect::Hang { 20 } else { 60 };
+        live.server.inject(Fault::new(effect, strikes).times(times));
         live.start("operator", false);
         live.apply(&model("m", &json!({"replicas": 2}))).await;
         live.until(name, |live| live.ready("m")).await;
@@ -290,6 +291,26 @@ async fn one_of_two_leads_and_hands_the_lease_over_when_told_to_stop() {
     live.apply(&model("n", &json!({}))).await;
     live.until("the second serves", |live| live.ready("n")).await;
     println!("takeover after {:?}", told.elapsed());
+    live.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_lease_hangs_stops_writing_before_another_may_lead() {
+    let mut live = Live::new();
+    live.start("operator", true);
+    live.apply(&model("m", &json!({}))).await;
+    live.until("ready", |live| live.ready("m")).await;
+    live.start("operator-2", true);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // The Lease alone: everything else is answered, and nothing but the clock says that leading is over.
+    live.server.inject(Fault::new(Effect::Hang, |call| call.client == "operator" && call.plural == "leases").always());
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    live.server.clear_log();
+    live.apply(&model("n", &json!({}))).await;
+    live.until("the second serves", |live| live.ready("n")).await;
+    let written = live.server.log_of("operator").into_iter().filter(|e| e.is_mutating() && e.call.plural != "leases");
+    assert_eq!(written.count(), 0);
+    live.server.clear_faults();
     live.stop().await;
 }
 
