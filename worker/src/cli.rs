@@ -1,15 +1,16 @@
 //! The command line: `serve | eval | ask | version`.
 //!
-//! Every flag of `serve` is also an environment variable `ERNIE_…`, so that a pod template needs no shell. Values are
-//! parsed into their final types here; a flag that contradicts another is refused before anything is opened.
+//! Every flag of `serve` is also an environment variable `ERNIE_…`, so that a pod template needs no shell; an empty one
+//! counts as unset. Values are parsed into their final types here; a flag that contradicts another is refused before anything is opened.
 
 use std::{
+    ffi::{OsStr, OsString},
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ernie_proto::contract::{GRPC_PORT, HTTP_PORT, TERMINATION_LOG};
 
 use crate::model::DtypeChoice;
@@ -163,6 +164,28 @@ pub struct AskArgs {
     /// The question; `-` reads it from standard input.
     #[arg(value_name = "TEXT", allow_hyphen_values = true)]
     pub text: String,
+}
+
+impl Cli {
+    /// Parses a command line, program name first, beside the environment of this process.
+    ///
+    /// # Errors
+    /// clap's, which is also how help and version are told.
+    pub fn parse_line(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let command = without_empty_variables(Self::command(), |name| std::env::var_os(name));
+        Self::from_arg_matches(&command.try_get_matches_from(line)?)
+    }
+}
+
+/// The command, of which no argument reads an environment variable that is set to nothing: pod templates and compose
+/// files leave those behind for what was not chosen.
+fn without_empty_variables(command: clap::Command, variable: fn(&OsStr) -> Option<OsString>) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let keep = |argument: clap::Arg| {
+        let empty = argument.get_env().and_then(variable).is_some_and(|value| value.is_empty());
+        if empty { argument.env(None::<&'static str>) } else { argument }
+    };
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |command| command.mut_args(keep)))
 }
 
 impl ServeArgs {

@@ -6,7 +6,6 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
 use ernie_proto::{
     contract::TERMINATION_LOG,
     failure::{Reason, TerminationMessage},
@@ -21,7 +20,7 @@ use ernie_worker::{
 };
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::parse_line(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
     };
@@ -45,7 +44,9 @@ fn misused(error: &clap::Error) -> ExitCode {
     }
     if std::env::args().nth(1).as_deref() == Some("serve") {
         let message = error.to_string();
-        let message = message.strip_prefix("error: ").unwrap_or(&message).trim().to_owned();
+        // What follows the first paragraph is advice for a terminal.
+        let message = message.strip_prefix("error: ").unwrap_or(&message);
+        let message = message.split("\n\n").next().unwrap_or(message).trim().to_owned();
         let message = TerminationMessage { reason: Reason::Usage, message, detail: serde_json::Value::Null };
         termination::write(termination_log().as_deref(), &message);
     }
@@ -60,7 +61,8 @@ fn termination_log() -> Option<PathBuf> {
         rest.strip_prefix('=').map(str::to_owned).or_else(|| arguments.get(index + 1).cloned())
     });
     let standard = || Path::new(TERMINATION_LOG).exists().then(|| TERMINATION_LOG.into());
-    flag.or_else(|| std::env::var("ERNIE_TERMINATION_LOG").ok()).map(PathBuf::from).or_else(standard)
+    let variable = || std::env::var("ERNIE_TERMINATION_LOG").ok();
+    flag.or_else(variable).filter(|path| !path.is_empty()).map(PathBuf::from).or_else(standard)
 }
 
 fn serve(args: ServeArgs) -> ExitCode {

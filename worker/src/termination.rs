@@ -13,6 +13,16 @@ use std::{
 
 use ernie_proto::failure::{Reason, TerminationMessage};
 
+/// Flags of `serve` that the operator fills in from an `ErnieModel`, and the fields that they come from.
+const SPEC_FIELDS: [(&str, &str); 6] = [
+    ("--served-model-name", "spec.model.name"),
+    ("--dtype", "spec.engine.dtype"),
+    ("--max-model-len", "spec.engine.maxModelLen"),
+    ("--max-num-seqs", "spec.engine.maxNumSeqs"),
+    ("--max-queued-requests", "spec.engine.maxQueuedRequests"),
+    ("--drain-timeout", "spec.drain.timeoutSeconds"),
+];
+
 /// Longest part of a panic's message that is kept.
 const PANIC_CHARACTERS: usize = 500;
 
@@ -51,9 +61,23 @@ pub fn write(path: Option<&Path>, message: &TerminationMessage) {
     if WRITTEN.swap(true, Ordering::SeqCst) {
         return;
     }
-    if let Err(error) = write_to(path, message) {
+    let message = TerminationMessage { message: with_spec_fields(&message.message), ..message.clone() };
+    if let Err(error) = write_to(path, &message) {
         tracing::warn!("the termination message cannot be written to {}: {error}", path.display());
     }
+}
+
+/// The sentence for readers who wrote a spec and no flags: each flag is followed by its field where it is first named.
+fn with_spec_fields(sentence: &str) -> String {
+    let mut text = sentence.to_owned();
+    for (flag, field) in SPEC_FIELDS {
+        let goes_on = |rest: &str| rest.starts_with(|next: char| next == '-' || next.is_ascii_alphanumeric());
+        let ends = text.match_indices(flag).map(|(at, _)| at + flag.len()).find(|&end| !goes_on(&text[end..]));
+        if let Some(end) = ends {
+            text.insert_str(end, &format!(" ({field})"));
+        }
+    }
+    text
 }
 
 fn write_to(path: &Path, message: &TerminationMessage) -> std::io::Result<()> {
@@ -64,7 +88,32 @@ fn write_to(path: &Path, message: &TerminationMessage) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+
+    #[test]
+    fn a_flag_is_followed_by_the_field_of_the_spec_that_it_comes_from() {
+        assert_eq!(
+            with_spec_fields("--max-model-len 8192 must be in 1..=2048, the context of this model"),
+            "--max-model-len (spec.engine.maxModelLen) 8192 must be in 1..=2048, the context of this model"
+        );
+        assert_eq!(
+            with_spec_fields("'--dtype <DTYPE>': --dtype-of-cache and --dtype"),
+            "'--dtype (spec.engine.dtype) <DTYPE>': --dtype-of-cache and --dtype"
+        );
+        assert_eq!(with_spec_fields("--dtype-of-cache is no flag"), "--dtype-of-cache is no flag");
+        assert_eq!(with_spec_fields("--kv-cache-memory is in no spec"), "--kv-cache-memory is in no spec");
+    }
+
+    #[test]
+    fn the_flags_that_come_from_a_spec_exist() {
+        let command = crate::cli::Cli::command();
+        let serve = command.find_subcommand("serve").expect("serve");
+        for (flag, _) in SPEC_FIELDS {
+            assert!(serve.get_arguments().any(|known| known.get_long() == flag.strip_prefix("--")), "{flag}");
+        }
+    }
 
     #[test]
     fn the_first_message_stays() {
