@@ -9,17 +9,31 @@ use crate::executor::BLOCK_TOKENS;
 use crate::model::adapter::Adapter;
 use crate::model::inventory::weight_bytes;
 use crate::model::{Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig};
+use crate::server::{ARRIVING_BYTES, calls::MAX_REQUEST_BYTES};
 
 pub use limit::{LimitSource, MemoryLimit};
 
 /// What the process takes beside weights, cache, activations and tokenizer: code, stacks, server, buffers.
 const OVERHEAD: u64 = 48 << 20;
+/// Requests that arrive, each twice at most while it is decoded, are a small part of that.
+const _: () = assert!(2 * ARRIVING_BYTES as u64 <= OVERHEAD / 4);
+/// What tokenising takes at its worst for each byte of text: 174 bytes, measured with a megabyte of one-letter tokens.
+const TEXT_FACTOR: u64 = 176;
+/// Bytes of text for each token of the context, at most; usual text has 3 to 5.
+const TEXT_BYTES_PER_TOKEN: usize = 32;
+/// A text may have so many bytes however short the context is.
+const LEAST_TEXT: usize = 64 << 10;
 /// What a tokenizer takes in memory for each byte of its file.
 const TOKENIZER_FACTOR: u64 = 8;
 /// A cache for fewer tokens than this, or than the context if that is less, is of no use.
 const USEFUL_TOKENS: usize = 2048;
 /// The largest cache that is taken unasked where no limit was set for this process.
 const UNLIMITED_KV: u64 = 4 << 30;
+
+/// The longest text that a worker takes with this context, and all text that it works on at once, in bytes.
+pub fn longest_text(context: usize) -> usize {
+    context.saturating_mul(TEXT_BYTES_PER_TOKEN).clamp(LEAST_TEXT, MAX_REQUEST_BYTES)
+}
 
 /// What a model takes. All sizes in bytes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -50,6 +64,9 @@ pub struct MemoryPlan {
     /// What this process may use, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_bytes: Option<u64>,
+    /// Who says so, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_source: Option<LimitSource>,
     /// The longest sequence.
     pub max_model_len: usize,
 }
@@ -77,15 +94,27 @@ impl MemoryPlan {
             kv_blocks: 0,
             kv_bytes: 0,
             activation_bytes: activation_bytes(config, options),
-            overhead_bytes: OVERHEAD + TOKENIZER_FACTOR * tokenizer_bytes(checkpoint),
+            overhead_bytes: 0,
             needed_bytes: 0,
             available_bytes: options.memory_limit.map(|limit| limit.bytes),
+            limit_source: options.memory_limit.map(|limit| limit.source),
             max_model_len: longest,
         };
-        let useful = longest.min(if options.max_model_len.is_some() { longest } else { USEFUL_TOKENS });
-        plan.set_blocks(plan.choose_blocks(options, useful, longest));
-        if plan.kv_tokens < longest && options.max_model_len.is_none() {
-            plan.max_model_len = plan.kv_tokens;
+        let fixed = OVERHEAD + TOKENIZER_FACTOR * tokenizer_bytes(checkpoint);
+        let mut context = longest;
+        loop {
+            plan.overhead_bytes = fixed + TEXT_FACTOR * longest_text(context) as u64;
+            let useful = context.min(if options.max_model_len.is_some() { context } else { USEFUL_TOKENS });
+            plan.set_blocks(plan.choose_blocks(options, useful, context));
+            let fits = plan.available_bytes.is_none_or(|available| plan.needed_bytes <= available);
+            if fits || options.max_model_len.is_some() || context <= USEFUL_TOKENS {
+                break;
+            }
+            // The texts of a shorter context take less.
+            context = (context / 2).max(USEFUL_TOKENS);
+        }
+        if options.max_model_len.is_none() {
+            plan.max_model_len = context.min(plan.kv_tokens);
         }
         Ok(plan)
     }
@@ -93,35 +122,59 @@ impl MemoryPlan {
     /// Whether the plan fits.
     ///
     /// # Errors
-    /// [`LoadError`] with [`Reason::InsufficientMemory`], the numbers in its sentence and the plan as its detail.
+    /// [`LoadError`] with [`Reason::InsufficientMemory`], the numbers in its sentence, and as its detail the plan, whose
+    /// `limitSource` is what was too small.
     pub fn check(&self) -> LoadResult<()> {
-        let fail = |message: String| {
-            let detail = serde_json::to_value(self).unwrap_or_default();
-            Err(LoadError::new(Reason::InsufficientMemory, message).with_detail(detail))
-        };
         if self.kv_tokens < self.max_model_len {
-            return fail(format!(
+            let message = format!(
                 "a key-value cache of {} holds {} tokens, fewer than the context of {}: raise --kv-cache-memory or lower \
                  --max-model-len",
                 size(self.kv_bytes),
                 self.kv_tokens,
                 self.max_model_len
-            ));
+            );
+            return Err(Self { limit_source: Some(LimitSource::Flag), ..self.clone() }.insufficient(message));
         }
         match self.available_bytes {
-            Some(available) if self.needed_bytes > available => fail(format!(
-                "needs {} of memory ({} of {} weights, {} of key-value cache for {} tokens, {} for the rest), limit is \
-                 {}: raise resources.limits.memory or set a smaller engine.maxModelLen",
-                size(self.needed_bytes),
-                size(self.weight_bytes),
-                self.dtype,
-                size(self.kv_bytes),
-                self.kv_tokens,
-                size(self.activation_bytes + self.overhead_bytes),
-                size(available)
-            )),
+            Some(available) if self.needed_bytes > available => {
+                let (limit, remedy) = self.limit_and_remedy(available);
+                Err(self.insufficient(format!(
+                    "needs {} of memory ({} of {} weights, {} of key-value cache for {} tokens, {} for the rest), \
+                     {limit}: {remedy}",
+                    size(self.needed_bytes),
+                    size(self.weight_bytes),
+                    self.dtype,
+                    size(self.kv_bytes),
+                    self.kv_tokens,
+                    size(self.activation_bytes + self.overhead_bytes),
+                )))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// What bounds the memory, and what can be done about it.
+    fn limit_and_remedy(&self, available: u64) -> (String, String) {
+        let (limit, remedy) = match self.limit_source {
+            Some(LimitSource::Node) => (
+                format!("the node has {} and no limit is set", size(available)),
+                format!(
+                    "set spec.resources.requests.memory to {}Mi or more, so that a node with as much is chosen",
+                    self.needed_bytes.div_ceil(1 << 20)
+                ),
+            ),
+            _ => (format!("limit is {}", size(available)), "raise spec.resources.limits.memory".to_owned()),
+        };
+        // A shorter context takes less cache and has shorter texts, which helps only where the rest fits.
+        let texts = TEXT_FACTOR * (longest_text(self.max_model_len) - LEAST_TEXT) as u64;
+        if self.needed_bytes.saturating_sub(self.kv_bytes + texts) < available {
+            return (limit, format!("{remedy}, or lower --max-model-len or --kv-cache-memory"));
+        }
+        (limit, remedy)
+    }
+
+    fn insufficient(&self, message: String) -> LoadError {
+        LoadError::new(Reason::InsufficientMemory, message).with_detail(serde_json::to_value(self).unwrap_or_default())
     }
 
     /// Whether files of `stored` bytes would not fit the limit beside the model.
@@ -149,8 +202,8 @@ impl MemoryPlan {
                 let room = match options.memory_limit {
                     // a thirty-second stays free for what no plan knows
                     Some(limit) => (limit.bytes - limit.bytes / 32).saturating_sub(rest).min(match limit.source {
-                        LimitSource::Cgroup => u64::MAX,
-                        LimitSource::Machine => UNLIMITED_KV,
+                        LimitSource::Cgroup | LimitSource::Flag => u64::MAX,
+                        LimitSource::Node => UNLIMITED_KV,
                     }),
                     None => UNLIMITED_KV,
                 };

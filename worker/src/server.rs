@@ -1,6 +1,7 @@
 //! gRPC: protobuf to engine and back. Knows no tensor.
 //!
-//! - [`connection`]: accepting, limits, ageing; [`calls`]: what every call passes through;
+//! - [`connection`]: accepting, limits, ageing; [`calls`]: what every call passes through; `arrival`: what requests may
+//!   hold until the engine has them;
 //! - [`Inference`]: `ernie.v1`; `request` checks what comes in, `answer` streams what goes out;
 //! - [`lifecycle`]: the stage that probes, health and shutdown watch.
 
@@ -11,6 +12,7 @@ pub mod lifecycle;
 pub mod status;
 
 mod answer;
+mod arrival;
 mod health;
 mod inference;
 mod request;
@@ -19,10 +21,14 @@ use ernie_proto::ernie::v1::inference_server::InferenceServer;
 use tonic::service::Routes;
 
 pub use answer::AnswerStream;
+pub use arrival::{ARRIVING_BYTES, TextBudget};
 pub use inference::{Inference, Served, ServedAdapter, WARM_UP_KEY};
 
 use calls::MAX_REQUEST_BYTES;
 use lifecycle::Lifecycle;
+
+/// Largest message of a reflection stream, in bytes: a name. These streams are bounded by connections only.
+const MAX_REFLECTION_BYTES: usize = 4 << 10;
 
 /// All services of the port, and the descriptor sets that describe them. A task keeps the health service at the
 /// lifecycle's stage.
@@ -45,6 +51,10 @@ pub async fn services(
         let broken =
             |error: tonic_reflection::server::Error| format!("the service descriptors cannot be read: {error}");
         let (v1, v1alpha) = (describe().build_v1().map_err(broken)?, describe().build_v1alpha().map_err(broken)?);
+        let (v1, v1alpha) = (
+            v1.max_decoding_message_size(MAX_REFLECTION_BYTES),
+            v1alpha.max_decoding_message_size(MAX_REFLECTION_BYTES),
+        );
         routes = routes.add_service(v1).add_service(v1alpha);
         descriptors.push(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET);
         descriptors.push(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET);

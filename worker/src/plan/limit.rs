@@ -1,4 +1,4 @@
-//! How much memory this process may use: its control groups' limits, else the machine's memory.
+//! How much memory this process may use: its control groups' limits, else the node's memory.
 
 use std::path::Path;
 
@@ -6,11 +6,14 @@ use serde::{Deserialize, Serialize};
 
 /// Where a limit comes from.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LimitSource {
-    /// Set for this process.
+    /// Set for this process, as `spec.resources.limits.memory` does.
     Cgroup,
-    /// All that the machine has.
-    Machine,
+    /// Nobody set one: all that the node has. Another node may have more.
+    Node,
+    /// A flag of this process.
+    Flag,
 }
 
 /// The memory that this process may use.
@@ -36,7 +39,7 @@ impl MemoryLimit {
             // version 1 writes "no limit" as a number larger than any machine
             (Some(group), Some(machine)) if group < machine => Some(Self::cgroup(group)),
             (Some(group), None) if group < 1 << 60 => Some(Self::cgroup(group)),
-            (_, machine) => machine.map(|bytes| Self { bytes, source: LimitSource::Machine }),
+            (_, machine) => machine.map(|bytes| Self { bytes, source: LimitSource::Node }),
         }
     }
 }

@@ -44,6 +44,26 @@ fn the_cache_takes_what_the_limit_leaves_and_the_context_follows() {
 }
 
 #[test]
+fn a_context_whose_texts_do_not_fit_is_shortened_unless_it_was_asked_for() {
+    let (wide, tight) = (plan("dense-tied", &with_limit(8 << 30)), plan("dense-tied", &with_limit(128 << 20)));
+    assert_eq!(wide.max_model_len, 131_072);
+    assert!(
+        wide.overhead_bytes >= tight.overhead_bytes + (64 << 20),
+        "{} {}",
+        wide.overhead_bytes,
+        tight.overhead_bytes
+    );
+    assert!((USEFUL_TOKENS..131_072).contains(&tight.max_model_len), "{tight:?}");
+    let asked = LoadOptions { max_model_len: Some(131_072), ..with_limit(128 << 20) };
+    assert_eq!(plan("dense-tied", &asked).overhead_bytes, wide.overhead_bytes);
+}
+
+#[test]
+fn the_longest_text_follows_the_context_within_what_a_request_may_have() {
+    assert_eq!([1, 4096, 131_072].map(longest_text), [64 << 10, 128 << 10, 1 << 20]);
+}
+
+#[test]
 fn a_cache_is_no_larger_than_its_sequences_can_use() {
     let options = LoadOptions { max_model_len: Some(100), max_num_seqs: 3, ..with_limit(8 << 30) };
     let plan = plan("dense-tied", &options);
@@ -57,16 +77,40 @@ fn too_little_memory_is_said_with_numbers_and_remedy_before_loading() {
     let Err(error) = result else { panic!("loaded") };
     let text = error.to_string();
     assert_eq!(error.reason(), Reason::InsufficientMemory);
-    assert!(text.contains("limit is 32.0 MiB") && text.contains("raise resources.limits.memory"), "{text}");
+    assert!(text.contains("limit is 32.0 MiB: raise spec.resources.limits.memory"), "{text}");
+    assert!(!text.contains("--max-model-len"), "a smaller context would not help: {text}");
+    assert_eq!(error.detail()["limitSource"], "cgroup");
     let plan: MemoryPlan = serde_json::from_value(error.detail().clone()).expect("the plan");
     assert_eq!(plan.available_bytes, Some(32 << 20));
     assert!(plan.needed_bytes > 32 << 20);
 }
 
 #[test]
+fn where_nobody_set_a_limit_the_node_is_named_and_the_remedy_is_another_one() {
+    let node = |bytes| MemoryLimit { bytes, source: LimitSource::Node };
+    let options = LoadOptions { memory_limit: Some(node(32 << 20)), ..LoadOptions::default() };
+    let plan = plan("dense-tied", &options);
+    let error = plan.check().expect_err("too small");
+    let (text, mebibytes) = (error.to_string(), plan.needed_bytes.div_ceil(1 << 20));
+    assert!(text.contains("the node has 32.0 MiB and no limit is set"), "{text}");
+    assert!(text.contains(&format!("set spec.resources.requests.memory to {mebibytes}Mi or more")), "{text}");
+    assert!(!text.contains("limits.memory"), "{text}");
+    assert_eq!(error.detail()["limitSource"], "node");
+}
+
+#[test]
+fn a_smaller_context_is_proposed_where_the_rest_fits() {
+    let options = LoadOptions { max_model_len: Some(131_072), ..with_limit(128 << 20) };
+    let text = plan("dense-tied", &options).check().expect_err("too small").to_string();
+    assert!(text.contains("raise spec.resources.limits.memory, or lower --max-model-len"), "{text}");
+}
+
+#[test]
 fn a_cache_that_is_too_small_for_the_context_asked_for_is_refused() {
     let options = LoadOptions { kv: KvSize::Blocks(3), max_model_len: Some(97), ..LoadOptions::default() };
-    let error = plan("dense-tied", &options).check().expect_err("too small").to_string();
+    let error = plan("dense-tied", &options).check().expect_err("too small");
+    assert_eq!(error.detail()["limitSource"], "flag");
+    let error = error.to_string();
     assert!(error.contains("holds 96 tokens") && error.contains("context of 97"), "{error}");
     let options = LoadOptions { max_model_len: None, ..options };
     let plan = plan("dense-tied", &options);

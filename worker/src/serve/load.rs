@@ -11,9 +11,9 @@ use crate::{
     engine::{self, Engine, EngineConfig, EngineHandle, Health, Observer, StartError},
     executor::Executor,
     model::{self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor},
-    plan::{MemoryLimit, MemoryPlan},
+    plan::{MemoryLimit, MemoryPlan, longest_text},
     sampling::SamplingParams,
-    server::{Served, ServedAdapter, lifecycle::Phase},
+    server::{Served, ServedAdapter, TextBudget, lifecycle::Phase},
     tokenizer::Tokenizer,
 };
 
@@ -60,8 +60,8 @@ impl Worker {
         let adapters = adapters.collect();
         let config = engine_config(&self.args, &executor)?;
         let observer: Arc<dyn Observer> = self.metrics.clone();
-        let engine =
-            Engine::start(executor, config, observer).map_err(|error| failure(reason_of(&error), error.to_string()))?;
+        let engine = Engine::start(executor, config, observer)
+            .map_err(|error| failure(reason_of(&error), sentence_of(&error)))?;
         self.timed("engine", measured(&engine)).await;
         let served = Served {
             name: self.name.clone(),
@@ -73,6 +73,7 @@ impl Worker {
             defaults,
             tokenizer,
             template,
+            text: TextBudget::new(longest_text(plan.max_model_len)),
             engine: engine.clone(),
         };
         Ok((served, engine))
@@ -185,6 +186,14 @@ fn reason_of(error: &StartError) -> Reason {
         StartError::Config(_) => Reason::Usage,
         StartError::NoRoom { .. } => Reason::InsufficientMemory,
         StartError::Thread(_) => Reason::Internal,
+    }
+}
+
+/// The error as the user of the command line knows it: the engine's settings have the names of the flags.
+fn sentence_of(error: &StartError) -> String {
+    match error {
+        StartError::Config(wrong) => format!("--{} {}: {}", wrong.name.replace('_', "-"), wrong.value, wrong.remedy),
+        other => other.to_string(),
     }
 }
 

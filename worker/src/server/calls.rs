@@ -18,11 +18,14 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::IntCounter;
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tokio::sync::Semaphore;
 use tonic::{Code, Status, body::Body, service::Routes};
 use tower::Service;
 
-use super::{connection::LiveCall, status};
+use super::{
+    arrival::{ARRIVING_BYTES, Arrivals, Received},
+    connection::LiveCall,
+    status,
+};
 use crate::metrics::Metrics;
 
 /// Largest request message, in bytes.
@@ -46,8 +49,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// Methods by path: metric labels are bounded by what exists.
     methods: BTreeMap<String, Method>,
-    /// Calls that are being received or are about to be admitted, which hold memory that no queue counts.
-    arriving: Semaphore,
+    /// Calls that are being received or are about to be admitted.
+    arrivals: Arrivals,
 }
 
 /// A method's labels in metrics.
@@ -81,14 +84,14 @@ impl Calls {
             method.count_started(&metrics);
             method.count_handled(&metrics, Code::Ok);
         }
-        let shared = Shared { metrics, methods, arriving: Semaphore::new(arriving) };
+        let shared = Shared { metrics, methods, arrivals: Arrivals::new(arriving, ARRIVING_BYTES) };
         Self { routes: routes.prepare(), shared: Arc::new(shared) }
     }
 
     /// Answers one call.
-    pub async fn call<B>(mut self, mut request: Request<B>, live: LiveCall) -> Result<Response<Counted>, Infallible>
+    pub async fn call<B>(mut self, request: Request<B>, live: LiveCall) -> Result<Response<Counted>, Infallible>
     where
-        B: HttpBody<Data = Bytes> + Send + 'static,
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let shared = Arc::clone(&self.shared);
@@ -98,13 +101,16 @@ impl Calls {
         let bounded = method.service == INFERENCE;
         let counted = Counter { method, shared: Arc::clone(&shared) };
 
-        let place = bounded.then(|| shared.arriving.try_acquire());
-        let Ok(_place) = place.transpose() else {
-            let sentence = "the server is receiving as many requests as it can; retry";
-            let status = status::retry(Code::ResourceExhausted, sentence, Duration::from_secs(1));
-            return Ok(counted.wrap(status.into_http()));
+        let arrival = match bounded.then(|| shared.arrivals.admit()).transpose() {
+            Ok(arrival) => arrival,
+            Err(status) => return Ok(counted.wrap(status.into_http())),
         };
+        let mut request = request.map(|body| Received::new(body, arrival.clone()));
         request.extensions_mut().insert(live.clone());
+        if let Some(arrival) = arrival {
+            // Goes along with the work on the request, which may outlive this call.
+            request.extensions_mut().insert(arrival);
+        }
         let answer = AssertUnwindSafe(async move { self.routes.call(request).await }).catch_unwind();
         let response = match tokio::time::timeout(ARRIVAL, answer).await {
             Ok(Ok(Ok(response))) => response,
@@ -117,7 +123,7 @@ impl Calls {
                 Status::deadline_exceeded(sentence).into_http()
             }
         };
-        Ok(counted.wrap(in_our_words(response)))
+        Ok(counted.wrap(in_our_words(response, bounded)))
     }
 }
 
@@ -145,13 +151,11 @@ fn methods(descriptors: &[&[u8]]) -> BTreeMap<String, Method> {
 
 /// tonic answers a message that is too large with OUT_OF_RANGE, and one that is no protobuf with INTERNAL. gRPC's own
 /// libraries say RESOURCE_EXHAUSTED to the first; the second is the client's fault.
-fn in_our_words(response: Response<Body>) -> Response<Body> {
+fn in_our_words(response: Response<Body>, is_inference: bool) -> Response<Body> {
     let Some(found) = Status::from_header_map(response.headers()) else { return response };
     let status = match found.code() {
-        Code::OutOfRange => status::never_retry(
-            Code::ResourceExhausted,
-            format!("the request is larger than {} MiB; send less text", MAX_REQUEST_BYTES >> 20),
-        ),
+        Code::OutOfRange if is_inference => status::too_large(MAX_REQUEST_BYTES),
+        Code::OutOfRange => status::never_retry(Code::ResourceExhausted, "the request is too large for this method"),
         Code::Internal if found.message().starts_with(DECODE_FAILED) => {
             let what = found.message().strip_prefix(DECODE_FAILED).unwrap_or_default().trim_start_matches([':', ' ']);
             status::never_retry(

@@ -14,6 +14,7 @@ use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer::{Answer, AnswerStream},
+    arrival::{Arrival, TextBudget},
     connection::LiveCall,
     deadline,
     lifecycle::{Lifecycle, Stage},
@@ -54,6 +55,8 @@ pub struct Served {
     pub tokenizer: Arc<Tokenizer>,
     /// Conversation to text, when the model has a template.
     pub template: Option<ChatTemplate>,
+    /// How much text is worked on at once.
+    pub text: TextBudget,
     /// Where requests go.
     pub engine: EngineHandle,
 }
@@ -150,8 +153,8 @@ impl Inference {
         let Generation { sampling, max_tokens, min_tokens, stops, stop_token_ids, ignore_eos } =
             request::generation(call.sampling, &served.defaults, vocab, draw)?;
         let (text, prompt) = {
-            let served = Arc::clone(&served);
-            off_the_async_threads(move || make(&served)).await?
+            let worker = Arc::clone(&served);
+            off_the_async_threads(&served.text, call.arrival, move || make(&worker)).await?
         };
         let started = v1::Started {
             request_id: request_id.clone(),
@@ -187,6 +190,7 @@ impl Inference {
 struct Call {
     metadata: MetadataMap,
     live: Option<LiveCall>,
+    arrival: Option<Arrival>,
     model: String,
     request_id: String,
     sampling: Option<v1::SamplingParams>,
@@ -200,7 +204,8 @@ impl Call {
         request_id: String,
         sampling: Option<v1::SamplingParams>,
     ) -> Self {
-        Self { metadata, live: extensions.get().cloned(), model, request_id, sampling }
+        let (live, arrival) = (extensions.get().cloned(), extensions.get().cloned());
+        Self { metadata, live, arrival, model, request_id, sampling }
     }
 }
 
@@ -236,9 +241,21 @@ fn draw() -> u64 {
     })
 }
 
+/// Runs slow work once its turn has come. What arrived is held until the work is done, even when nobody waits any more.
 async fn off_the_async_threads<T: Send + 'static>(
+    budget: &TextBudget,
+    arrival: Option<Arrival>,
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
+    let working = match arrival {
+        Some(arrival) => Some(arrival.work(budget).await?),
+        None => None,
+    };
+    let work = move || {
+        let result = work();
+        drop(working);
+        result
+    };
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")))
@@ -256,7 +273,13 @@ fn encode(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Status> 
     tokens_of(served, text, field)
 }
 
+/// Token ids of a text, of which there may be no more than the memory plan has room for.
 fn tokens_of(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Status> {
+    let (bytes, most) = (text.len(), served.text.bytes());
+    if bytes > most {
+        let sentence = format!("has {bytes} bytes of text; with its context this model takes at most {most}");
+        return Err(invalid(field, sentence));
+    }
     served.tokenizer.encode(text).map_err(|error| match error {
         TokenizerError::Encode(_) => invalid(field, error.to_string()),
         _ => Status::internal(error.to_string()),
@@ -310,6 +333,7 @@ impl inference_server::Inference for Inference {
 
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
         let served = Arc::clone(self.served(request.metadata())?);
+        let (budget, arrival) = (served.text.clone(), request.extensions().get().cloned());
         let TokenizeRequest { model, input } = request.into_inner();
         served.find(&model)?;
         let work = move || {
@@ -325,18 +349,19 @@ impl inference_server::Inference for Inference {
             let max_model_len = u32::try_from(served.engine.limits().context).unwrap_or(u32::MAX);
             Ok(TokenizeResponse { ids, text, max_model_len })
         };
-        off_the_async_threads(work).await.map(Response::new)
+        off_the_async_threads(&budget, arrival, work).await.map(Response::new)
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
         let served = Arc::clone(self.served(request.metadata())?);
+        let (budget, arrival) = (served.text.clone(), request.extensions().get().cloned());
         let DetokenizeRequest { model, ids, skip_special_tokens } = request.into_inner();
         served.find(&model)?;
         let work = move || {
             request::check_ids(&ids, "ids", served.engine.limits().vocab)?;
             Ok(DetokenizeResponse { text: decode(&served, &ids, skip_special_tokens, "ids")? })
         };
-        off_the_async_threads(work).await.map(Response::new)
+        off_the_async_threads(&budget, arrival, work).await.map(Response::new)
     }
 
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {

@@ -52,6 +52,11 @@ pub fn never_retry(code: Code, sentence: impl Into<String>) -> Status {
     status
 }
 
+/// A request larger than `most` bytes.
+pub fn too_large(most: usize) -> Status {
+    never_retry(Code::ResourceExhausted, format!("the request is larger than {} MiB; send less text", most >> 20))
+}
+
 /// The worker does not serve in this stage.
 pub fn not_serving(stage: Stage) -> Status {
     match stage {

@@ -158,6 +158,41 @@ async fn a_message_of_fifty_megabytes_is_refused_and_the_connection_lives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ids_for_more_text_than_a_message_holds_are_refused_before_they_are_decoded() {
+    const MOST: usize = 3 << 20;
+    const PIECE: &str = "<|begin_of_sentence|>";
+    let worker = Running::start(&[]).await;
+    let mut client = worker.client().await;
+    let request =
+        TokenizeRequest { input: Some(v1::tokenize_request::Input::Text(PIECE.to_owned())), ..Default::default() };
+    let ids = within(client.tokenize(request)).await.expect("tokenizes").into_inner().ids;
+    let (id, length) = (*ids.last().expect("an id"), PIECE.len());
+    assert_eq!(ids.len(), 1);
+    let ids = |count| DetokenizeRequest { ids: vec![id; count], ..Default::default() };
+    let text = client.detokenize(ids(MOST / length)).await.expect("fits").into_inner().text;
+    assert_eq!(text, PIECE.repeat(MOST / length));
+    let status = client.detokenize(ids(MOST / length + 1)).await.expect_err("too much");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("send ids for at most 3145728"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_beyond_what_the_memory_plan_has_room_for_is_refused() {
+    let worker = Running::start(&[]).await;
+    let mut client = worker.client().await;
+    let text = |bytes| TokenizeRequest {
+        input: Some(v1::tokenize_request::Input::Text("x".repeat(bytes))),
+        ..Default::default()
+    };
+    // A context of 2048 tokens.
+    let tokens = within(client.tokenize(text(64 << 10))).await.expect("fits").into_inner().ids;
+    assert!(tokens.len() > 2048);
+    let status = within(client.tokenize(text((64 << 10) + 1))).await.expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().starts_with("text: has 65537 bytes of text;"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_message_are_the_clients_fault() {
     let worker = Running::start(&[]).await;
     let channel = channel(worker.grpc).await;
