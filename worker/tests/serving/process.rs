@@ -166,7 +166,10 @@ fn too_little_memory_is_told_with_the_plan() {
 #[test]
 fn wrong_flags_are_told_before_anything_is_opened() {
     for (flags, word) in [
-        (&["--max-num-seqs", "0"][..], "--max-num-seqs"),
+        (&["--max-num-seqs", "0"][..], "--max-num-seqs (spec.engine.maxNumSeqs) <N>': must be at least 1"),
+        (&["--dtype", "int8"], "--dtype (spec.engine.dtype)"),
+        (&["--max-model-len", "8192"], "--max-model-len (spec.engine.maxModelLen) 8192 must be in 1..=2048"),
+        (&["--max-model-len", "1"], "--max-model-len (spec.engine.maxModelLen) 1: choose from 2"),
         (&["--no-such-flag"], "--no-such-flag"),
         (&["--max-num-seqs", "9", "--max-num-batched-tokens", "8"], "raise the first"),
     ] {
@@ -176,7 +179,23 @@ fn wrong_flags_are_told_before_anything_is_opened() {
         let words = last_words(&folder).expect("a message");
         assert_eq!(words.reason, Reason::Usage);
         assert!(words.message.contains(word), "{}", words.message);
+        assert!(!words.message.contains("--help"), "advice for a terminal: {}", words.message);
     }
+}
+
+#[test]
+fn an_empty_environment_variable_counts_as_unset() {
+    let names = ["ERNIE_TERMINATION_LOG", "ERNIE_MAX_MODEL_LEN", "ERNIE_DTYPE", "ERNIE_ADAPTER", "ERNIE_LOG"];
+    let mut command = binary();
+    command.envs(names.map(|name| (name, "")));
+    command.args(["serve", "--host", "127.0.0.1", "--port", "0", "--http-port", "0", "--kv-cache-memory", "64Mi"]);
+    let mut child = command.arg("--model").arg(model()).spawn().expect("starts");
+    ready(&mut child);
+    signal(&child, Signal::TERM);
+    assert_eq!(end(child).0, 0);
+
+    let (code, log) = end(binary().arg("serve").env("ERNIE_MODEL", "").spawn().expect("starts"));
+    assert!(code == 2 && log.contains("--model"), "{code}: {log}");
 }
 
 #[test]
