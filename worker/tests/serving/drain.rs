@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use ernie_proto::ernie::v1::{GenerateResponse, SamplingParams, generate_response::Event};
+use ernie_proto::ernie::v1::{
+    GenerateResponse, SamplingParams, generate_response::Event, inference_client::InferenceClient,
+};
 use ernie_worker::{serve::Ended, server::lifecycle::Stage, shutdown::Stop};
-use tonic::{Code, Streaming};
+use tonic::{Code, Streaming, transport::Endpoint};
 
 use super::running::{Running, chat, complete, endless, greedy, read, until, within};
 
@@ -31,7 +33,12 @@ async fn rest(mut stream: Streaming<GenerateResponse>) -> Result<bool, Code> {
 #[tokio::test(flavor = "multi_thread")]
 async fn running_streams_finish_and_the_worker_ends_with_the_last_one() {
     let worker = Running::start(&[]).await;
-    let stream = begun(&worker, SamplingParams { ignore_eos: true, ..greedy(1200) }).await;
+    // With a window as small as this the answer waits for its reader, however fast the machine is.
+    let endpoint = Endpoint::from_shared(format!("http://{}", worker.grpc)).expect("an address");
+    let narrow = endpoint.initial_stream_window_size(1024).connect().await.expect("connects");
+    let request = complete("It was", SamplingParams { ignore_eos: true, ..greedy(1200) });
+    let mut stream = InferenceClient::new(narrow).complete(request).await.expect("accepted").into_inner();
+    within(stream.message()).await.expect("a message");
     let mut other = worker.client().await;
     worker.stop(Stop::Interrupt).await;
     until("the worker drains", async || worker.lifecycle.stage() == Stage::Draining).await;
