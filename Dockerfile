@@ -1,6 +1,7 @@
 # Two ways to the same images:
-#   docker build --build-arg BINARIES=build --target operator .      compiles in the first stage
 #   docker build --build-arg BINARIES=prebuilt --target operator .   packs what scripts/images put into dist/
+#   docker build --build-arg BINARIES=build --target operator .      compiles in the first stage: for machines without Rust;
+#                                                                    no test builds this way
 # Buildah 1.28 (Debian 12) needs the argument spelled out also where it is the default.
 ARG BINARIES=build
 
