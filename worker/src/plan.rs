@@ -72,11 +72,12 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans the memory of a model.
+    /// Plans the memory of a model. Where no context was asked for and the model's own does not fit, it is shortened, but
+    /// not below what is useful.
     ///
     /// # Errors
-    /// [`LoadError`] with [`Reason::Usage`] when the options contradict the model, and as [`Adapter::inspect`]. A plan that does not fit is no error
-    /// here: see [`MemoryPlan::check`].
+    /// [`LoadError`] with [`Reason::Usage`] when the options contradict the model, and as [`Adapter::inspect`]. A plan
+    /// that does not fit is no error here: see [`MemoryPlan::check`].
     pub fn new(checkpoint: &Checkpoint, options: &LoadOptions) -> LoadResult<Self> {
         let config = &checkpoint.config;
         let dtype = options.dtype.resolve(checkpoint.dtype);
