@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use ernie_e2e::product::{Load, Model, Product};
+use ernie_e2e::product::{Claim, Load, Model, Product};
 use ernie_e2e::{Cluster, wait};
 use serde_json::{Value, json};
 
@@ -236,57 +236,9 @@ async fn a_model_on_a_volume_claim_is_served_from_its_folder() {
     let product = Product::install(&cluster).await.unwrap();
     let namespace = cluster.namespace("claim").await.unwrap();
     namespace.toolbox("client").await.unwrap();
-    let volume = format!("{}-models", namespace.name());
-    let node = cluster.node().await.unwrap();
-    let storage = format!(
-        r#"
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: {volume}}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteMany]
-  persistentVolumeReclaimPolicy: Delete
-  storageClassName: ""
-  hostPath: {{path: /run/cluster/volumes/{volume}, type: DirectoryOrCreate}}
-  nodeAffinity: {{required: {{nodeSelectorTerms: [{{matchExpressions: [
-    {{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}]}}}}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: models}}
-spec: {{accessModes: [ReadWriteMany], storageClassName: "", volumeName: {volume}, resources: {{requests: {{storage: 1Gi}}}}}}
-"#
-    );
-    namespace.apply(&storage).await.unwrap();
-    let fill = json!({
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": "fill"},
-        "spec": {"template": {"spec": {
-            "restartPolicy": "Never",
-            "containers": [{
-                "name": "copy",
-                "image": ernie_e2e::images::TOOLBOX,
-                "imagePullPolicy": "IfNotPresent",
-                "command": ["sh", "-c", "mkdir -p /claim/hub/austen && cp /image/* /claim/hub/austen/ && chmod -R a+rX /claim"],
-                "securityContext": {"runAsUser": 0},
-                "volumeMounts": [{"name": "image", "mountPath": "/image"}, {"name": "claim", "mountPath": "/claim"}],
-            }],
-            "volumes": [
-                {"name": "image", "image": {"reference": product.images.model, "pullPolicy": "IfNotPresent"}},
-                {"name": "claim", "persistentVolumeClaim": {"claimName": "models"}},
-            ],
-        }}},
-    });
-    // Only the Job, which makes a folder on the node's disk, needs more than `restricted` allows.
-    let label = ["label", "namespace", namespace.name(), "--overwrite"];
-    let relax = [&label[..], &["pod-security.kubernetes.io/enforce=privileged"]].concat();
-    cluster.kubectl(&relax).await.unwrap();
-    namespace.apply(&fill.to_string()).await.unwrap();
-    namespace.kubectl(&["wait", "job/fill", "--for=condition=complete", "--timeout=60s"]).await.unwrap();
-    let restrict = [&label[..], &["pod-security.kubernetes.io/enforce=restricted"]].concat();
-    cluster.kubectl(&restrict).await.unwrap();
+    let claim = Claim::create(&cluster, &namespace, "models").await.unwrap();
+    let fill = "mkdir -p /claim/hub/austen && cp /image/* /claim/hub/austen/ && chmod -R a+rX /claim";
+    claim.write(&product.images, fill).await.unwrap();
 
     let mut spec = demo(&product);
     spec["model"] = json!({"uri": "pvc://models/hub/austen", "name": "austen-2.6m"});
@@ -294,7 +246,7 @@ spec: {{accessModes: [ReadWriteMany], storageClassName: "", volumeName: {volume}
     model.wait_ready(1, DEADLINE).await.unwrap();
     let (text, _) = model.chat("client", "My dear Miss", 8).await.unwrap();
     assert!(!text.is_empty());
-    cluster.kubectl(&["delete", "persistentvolume", &volume, "--wait=false"]).await.unwrap();
+    claim.release().await.unwrap();
 }
 
 #[tokio::test]

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod claim;
+mod older_definition;
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,9 +12,14 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ernie_e2e::product::{Model, ModelImage, Product, edit_config, enlarge};
 use ernie_e2e::{Cluster, Namespace, wait};
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
+/// What is wrong is said within this time after the apply.
+const PROMPTLY: Duration = Duration::from_secs(10);
+/// Models that are applied at once: together they start as many workers, on a machine that may have two processors.
+const AT_ONCE: usize = 6;
 
 fn spec(uri: &str) -> Value {
     json!({
@@ -78,14 +86,16 @@ struct Broken {
 impl Broken {
     async fn check(&self, model: &Model<'_>, start: Instant) -> Result<()> {
         let condition = model.wait_for(self.condition, "False", Some(self.reason), DEADLINE).await?;
+        let took = start.elapsed();
         println!(
             "{}: {}/{} after {:.1} s: {}",
             self.name,
             self.condition,
             self.reason,
-            start.elapsed().as_secs_f64(),
+            took.as_secs_f64(),
             condition.message
         );
+        anyhow::ensure!(took <= PROMPTLY, "it was said after {:.1} s only", took.as_secs_f64());
         for word in self.words {
             anyhow::ensure!(
                 condition.message.contains(word),
@@ -104,6 +114,14 @@ impl Broken {
 
 async fn image(cluster: &Cluster, change: impl FnOnce(&Path) -> Result<()>) -> String {
     ModelImage::of_demo(cluster, change).await.unwrap().uri
+}
+
+/// Writes over a part of a file.
+fn overwrite(root: &Path, file: &str, offset: usize, bytes: &[u8]) -> Result<()> {
+    let path = root.join(file);
+    let mut content = fs::read(&path)?;
+    content[offset..offset + bytes.len()].copy_from_slice(bytes);
+    Ok(fs::write(&path, content)?)
 }
 
 fn shorten(root: &Path, file: &str) -> Result<()> {
@@ -132,6 +150,9 @@ async fn each_broken_model_says_what_is_wrong_and_where_and_others_do_not_notice
     })
     .await;
     let truncated = image(&cluster, |root| shorten(root, "model.safetensors")).await;
+    // The file begins with the length of its header, which is JSON.
+    let garbled = image(&cluster, |root| overwrite(root, "model.safetensors", 8, b"\xf0garbled")).await;
+    let lying = image(&cluster, |root| overwrite(root, "model.safetensors", 0, &[0xff; 8])).await;
     let wrong_shape =
         image(&cluster, |root| edit_config(root, |config| drop(config.insert("intermediate_size".into(), 640.into()))))
             .await;
@@ -167,6 +188,22 @@ async fn each_broken_model_says_what_is_wrong_and_where_and_others_do_not_notice
             condition: "WorkersHealthy",
             reason: "CorruptModel",
             words: &["model.safetensors"],
+            stalled: true,
+        },
+        Broken {
+            name: "garbled-header",
+            spec: spec(&garbled),
+            condition: "WorkersHealthy",
+            reason: "CorruptModel",
+            words: &["model.safetensors", "header"],
+            stalled: true,
+        },
+        Broken {
+            name: "lying-header",
+            spec: spec(&lying),
+            condition: "WorkersHealthy",
+            reason: "CorruptModel",
+            words: &["model.safetensors", "header"],
             stalled: true,
         },
         Broken {
@@ -226,24 +263,26 @@ async fn each_broken_model_says_what_is_wrong_and_where_and_others_do_not_notice
             stalled: true,
         },
     ];
-    let mut models = Vec::new();
-    for case in &cases {
-        let model = Model::apply(&cluster, &namespace, case.name, case.spec.clone()).await.unwrap();
-        models.push((model, Instant::now()));
-    }
-    let mut failures = Vec::new();
-    for (case, (model, start)) in cases.iter().zip(&models) {
-        if let Err(error) = case.check(model, *start).await {
-            failures.push(format!("{}: {error:#}", case.name));
+    let (mut models, mut failures) = (Vec::new(), Vec::new());
+    for wave in cases.chunks(AT_ONCE) {
+        let checks = wave.iter().map(|case| async {
+            let start = Instant::now();
+            let model = Model::apply(&cluster, &namespace, case.name, case.spec.clone()).await.unwrap();
+            let checked = case.check(&model, start).await;
+            (model, checked.err().map(|error| format!("{}: {error:#}", case.name)))
+        });
+        for (model, failure) in join_all(checks).await {
+            models.push(model);
+            failures.extend(failure);
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    assert!(models[9].0.pods().await.unwrap().is_empty(), "a model without a device image runs a pod");
+    assert!(models.last().unwrap().pods().await.unwrap().is_empty(), "a model without a device image runs a pod");
     assert_eq!(sound.children().await.unwrap(), untouched);
     sound.chat("client", "My dear", 4).await.unwrap();
 
     // Repaired, each clears.
-    for (case, (model, _)) in cases.iter().zip(&models) {
+    for (case, model) in cases.iter().zip(&models) {
         model.edit(spec(&good)).await.unwrap();
         model.wait_ready(1, DEADLINE).await.unwrap_or_else(|error| panic!("{} repaired: {error:#}", case.name));
         model.wait_for("WorkersHealthy", "True", None, DEADLINE).await.unwrap();
