@@ -11,7 +11,7 @@ pub const HTTP_PORT_NAME: &str = "http";
 /// Port reserved for administration; never on a Service.
 pub const ADMIN_PORT: u16 = 8034;
 
-/// Liveness: the process turns its event loop.
+/// Liveness: the process turns its event loop, and no forward pass hangs.
 pub const LIVEZ: &str = "/livez";
 /// Readiness: the model is loaded, has run a forward pass, and the worker is not draining.
 pub const READYZ: &str = "/readyz";

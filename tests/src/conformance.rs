@@ -126,21 +126,22 @@ async fn compare_all(sides: &mut [Side; 2], seed: u64, n: usize, report: &mut Re
             for side in sides.iter_mut() {
                 side.purge(&request, index).await?;
             }
-        } else if request.ends_an_owner() {
-            settle_dependents(sides).await?;
+        } else if request.may_collect() {
+            settle_deletion(sides, request.kind.plural).await?;
         }
     }
     compare_watches(sides, report).await
 }
 
-/// After the deletion of an owner: waits until both servers have collected the same garbage.
-async fn settle_dependents(sides: &mut [Side; 2]) -> Result<()> {
+/// After a deletion: waits until both servers have collected the same garbage. One in the foreground takes a real server a
+/// moment even where there are no dependents.
+async fn settle_deletion(sides: &mut [Side; 2], plural: &str) -> Result<()> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let [first, second] = sides;
         let (a, b) = (first.names("configmaps").await?, second.names("configmaps").await?);
         let (c, d) = (first.names("gadgets").await?, second.names("gadgets").await?);
-        if a == b && c == d {
+        if a == b && c == d && first.names(plural).await? == second.names(plural).await? {
             return Ok(());
         }
         if tokio::time::Instant::now() > deadline {

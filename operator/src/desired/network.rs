@@ -29,7 +29,7 @@ pub(super) fn policy(model: &ErnieModel) -> NetworkPolicy {
                 from: Some(vec![any_namespace]),
                 ports: Some(vec![port(GRPC_PORT), port(HTTP_PORT)]),
             }]),
-            egress: None,
+            egress: Some(Vec::new()),
         }),
     }
 }

