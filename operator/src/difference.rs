@@ -47,7 +47,7 @@ fn object_differs(wanted: &Map<String, Value>, live: &Map<String, Value>, path: 
     wanted.iter().filter(|(key, _)| !(is_root && matches!(key.as_str(), "apiVersion" | "kind"))).any(|(key, value)| {
         at(path, key, |path| match live.get(key) {
             Some(other) => differs(value, other, path),
-            None => !is_empty(value) && !(value == &Value::Bool(false) && OMITTED_WHEN_FALSE.contains(&key.as_str())),
+            None => !(is_empty(value) || value == &Value::Bool(false) && OMITTED_WHEN_FALSE.contains(&key.as_str())),
         })
     })
 }
