@@ -151,13 +151,15 @@ impl World {
     pub async fn converge(&mut self) -> Result<()> {
         let mut looks = Vec::new();
         let converged = wait::until("the operator to have nothing left to do", DEADLINE, async || {
-            if !matches!(looks.last(), Some(Look::Failed(_) | Look::Crashed)) {
+            let at_once = matches!(looks.last(), Some(Look::Failed(_) | Look::Crashed));
+            if !at_once {
                 self.settle().await?;
             }
             let look = self.look().await?;
-            let is_quiet = look == Look::Quiet;
+            // What is quiet in the middle of a rollout has more to say at its end.
+            let is_over = look == Look::Quiet && !at_once;
             looks.push(look);
-            Ok(is_quiet.then_some(()))
+            Ok(is_over.then_some(()))
         })
         .await;
         converged.with_context(|| {
