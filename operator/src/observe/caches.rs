@@ -215,9 +215,11 @@ impl Watch {
             if self.failures == 0 || self.failures.is_power_of_two() {
                 warn!(
                     kind = self.kind,
-                    "the API server does not know {}: install its CustomResourceDefinition (chart value crds.install, or \
-                     `ernie-operator crd | kubectl apply --server-side -f -`); the operator keeps asking",
-                    self.kind
+                    "the API server does not know {}: install the CustomResourceDefinition {}.{} (chart value \
+                     crds.install, or `ernie-operator crd | kubectl apply --server-side -f -`); the operator keeps asking",
+                    self.kind,
+                    ErnieModel::plural(&()),
+                    ErnieModel::group(&())
                 );
             }
         } else if self.failures < WATCH_FAILURES {
