@@ -100,7 +100,10 @@ fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// One chat after another. A failure is counted, never tried again.
+/// How long a new address may be unknown to the node's proxy, which learns of it about a second after the pod is ready.
+const UNKNOWN: Duration = Duration::from_secs(10);
+
+/// One chat after another. A failure is counted, never tried again, once a first chat came through.
 async fn stream(
     mut client: InferenceClient<Channel>,
     number: u32,
@@ -108,9 +111,15 @@ async fn stream(
     stop: CancellationToken,
     tally: Arc<Mutex<Tally>>,
 ) {
+    let (begun, mut came_through) = (Instant::now(), false);
     while !stop.is_cancelled() {
         let outcome = chat(&mut client, number, max_tokens).await;
         let failed = outcome.is_err();
+        came_through |= !failed;
+        if failed && !came_through && begun.elapsed() < UNKNOWN {
+            let _ = tokio::time::timeout(Duration::from_millis(100), stop.cancelled()).await;
+            continue;
+        }
         {
             let mut tally = lock(&tally);
             match outcome {
