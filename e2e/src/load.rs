@@ -116,11 +116,7 @@ async fn stream(
         let outcome = chat(&mut client, number, max_tokens).await;
         let failed = outcome.is_err();
         came_through |= !failed;
-        if failed && !came_through && begun.elapsed() < UNKNOWN {
-            let _ = tokio::time::timeout(Duration::from_millis(100), stop.cancelled()).await;
-            continue;
-        }
-        {
+        if came_through || begun.elapsed() >= UNKNOWN {
             let mut tally = lock(&tally);
             match outcome {
                 Ok(tokens) => {

@@ -85,12 +85,9 @@ impl Keeper {
         let mut renewed = Instant::now();
         while !stop.is_cancelled() {
             // A turn that takes long is as good as one that fails: others count from our last renewal.
-            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
-            let turn = match *self.leads.borrow() {
-                true => left,
-                false => LEASE,
-            };
-            let turn = tokio::time::timeout(turn, self.turn()).await;
+            let leads = *self.leads.borrow();
+            let limit = if leads { RENEW_DEADLINE.saturating_sub(renewed.elapsed()) } else { LEASE };
+            let turn = tokio::time::timeout(limit, self.turn()).await;
             match turn.unwrap_or_else(|_| Err(observe::Error::Timeout("renew Lease"))) {
                 Ok(holds) => {
                     if holds {

@@ -275,14 +275,20 @@ async fn two_that_both_write_make_everything_once_and_rest() {
     live.stop().await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn one_of_two_leads_and_hands_the_lease_over_when_told_to_stop() {
+/// A model served by `operator`, while `operator-2` waits for the Lease.
+async fn one_leads_and_another_waits() -> Live {
     let mut live = Live::new();
     live.start("operator", true);
     live.apply(&model("m", &json!({}))).await;
     live.until("ready", |live| live.ready("m")).await;
     live.start("operator-2", true);
     tokio::time::sleep(Duration::from_secs(5)).await;
+    live
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_two_leads_and_hands_the_lease_over_when_told_to_stop() {
+    let mut live = one_leads_and_another_waits().await;
     assert!(live.server.log_of("operator-2").iter().all(|entry| !entry.is_mutating()), "the second waits");
     let second = live.operators.pop().expect("two run");
     let told = tokio::time::Instant::now();
@@ -296,12 +302,7 @@ async fn one_of_two_leads_and_hands_the_lease_over_when_told_to_stop() {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_whose_lease_hangs_stops_writing_before_another_may_lead() {
-    let mut live = Live::new();
-    live.start("operator", true);
-    live.apply(&model("m", &json!({}))).await;
-    live.until("ready", |live| live.ready("m")).await;
-    live.start("operator-2", true);
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut live = one_leads_and_another_waits().await;
     // The Lease alone: everything else is answered, and nothing but the clock says that leading is over.
     live.server.inject(Fault::new(Effect::Hang, |call| call.client == "operator" && call.plural == "leases").always());
     tokio::time::sleep(Duration::from_secs(13)).await;
