@@ -110,4 +110,8 @@ async fn an_operator_without_its_crd_says_so_and_goes_on_once_it_is_there() {
     let namespace = cluster.namespace("crd").await.unwrap();
     let model = Model::apply(&cluster, &namespace, "austen", demo(&product)).await.unwrap();
     model.wait_ready(1, DEADLINE).await.unwrap();
+    // The deletion of a namespace may still miss a kind that was defined a moment ago, and leave the model behind for the
+    // operator to retry for ever.
+    model.delete().await.unwrap();
+    model.wait_gone(DEADLINE).await.unwrap();
 }
