@@ -143,6 +143,7 @@ async fn chat(client: &mut InferenceClient<Channel>, number: u32, max_tokens: u3
         messages: vec![Message {
             role: Role::User.into(),
             content: vec![ContentPart { part: Some(Part::Text(format!("Letter {number}: My dear Miss"))) }],
+            ..Default::default()
         }],
         sampling: Some(SamplingParams { max_tokens: Some(max_tokens), ignore_eos: true, ..Default::default() }),
         ..Default::default()

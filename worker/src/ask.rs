@@ -10,7 +10,7 @@ use ernie_proto::{
     contract::GRPC_PORT,
     ernie::v1::{
         ChatRequest, CompleteRequest, ContentPart, Done, FinishReason, GenerateResponse, Message, Role, SamplingParams,
-        Started, complete_request::Prompt, content_part::Part, done::MatchedStop, generate_response::Event,
+        Started, ToolCall, complete_request::Prompt, content_part::Part, done::MatchedStop, generate_response::Event,
         inference_client::InferenceClient,
     },
 };
@@ -50,7 +50,9 @@ impl From<Status> for AskError {
 #[derive(Debug, Default)]
 struct Answer {
     started: Started,
+    reasoning_content: String,
     text: String,
+    tool_calls: Vec<ToolCall>,
     token_ids: Vec<u32>,
     done: Done,
 }
@@ -148,7 +150,11 @@ fn timed<T>(message: T, timeout: Duration) -> Request<T> {
 }
 
 fn message(role: Role, text: &str) -> Message {
-    Message { role: role.into(), content: vec![ContentPart { part: Some(Part::Text(text.to_owned())) }] }
+    Message {
+        role: role.into(),
+        content: vec![ContentPart { part: Some(Part::Text(text.to_owned())) }],
+        ..Default::default()
+    }
 }
 
 async fn receive(mut stream: Streaming<GenerateResponse>, output: &mut Output) -> Result<Answer, AskError> {
@@ -157,8 +163,14 @@ async fn receive(mut stream: Streaming<GenerateResponse>, output: &mut Output) -
         match message.event {
             Some(Event::Started(started)) => answer.started = started,
             Some(Event::Delta(delta)) => {
+                output.think(&delta.reasoning_content)?;
                 output.write(&delta.text)?;
+                for call in &delta.tool_calls {
+                    output.line(&call_json(call).to_string())?;
+                }
+                answer.reasoning_content.push_str(&delta.reasoning_content);
                 answer.text.push_str(&delta.text);
+                answer.tool_calls.extend(delta.tool_calls);
                 answer.token_ids.extend(delta.token_ids);
             }
             Some(Event::Done(done)) => {
@@ -177,13 +189,16 @@ impl Answer {
             FinishReason::Unspecified => "unknown",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
+            FinishReason::ToolCalls => "tool_calls",
         }
     }
 
     fn to_json(&self) -> serde_json::Value {
         let (usage, timings) = (self.done.usage.unwrap_or_default(), self.done.timings.unwrap_or_default());
         serde_json::json!({
+            "reasoning_content": self.reasoning_content,
             "text": self.text,
+            "tool_calls": self.tool_calls.iter().map(call_json).collect::<Vec<_>>(),
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason(),
             "matched_stop": match &self.done.matched_stop {
@@ -228,16 +243,22 @@ impl Answer {
     }
 }
 
-/// Standard output, as the answer is written to it.
+/// A tool call as one line of JSON; its arguments stay text, as the model wrote them.
+fn call_json(call: &ToolCall) -> serde_json::Value {
+    serde_json::json!({"id": call.id, "name": call.name, "arguments": call.arguments})
+}
+
+/// Standard output, as the answer is written to it, and standard error for what the model thinks.
 struct Output {
     silent: bool,
     terminal: bool,
     open_line: bool,
+    open_thought: bool,
 }
 
 impl Output {
     fn new(silent: bool) -> Self {
-        Self { silent, terminal: io::stdout().is_terminal(), open_line: false }
+        Self { silent, terminal: io::stdout().is_terminal(), open_line: false, open_thought: false }
     }
 
     /// Writes a piece at once. A terminal gets no control characters: a model must not steer it.
@@ -245,6 +266,7 @@ impl Output {
         if self.silent || text.is_empty() {
             return Ok(());
         }
+        self.end_thought()?;
         self.open_line = !text.ends_with('\n');
         let mut stdout = io::stdout().lock();
         match self.terminal {
@@ -254,8 +276,28 @@ impl Output {
         stdout.flush()
     }
 
+    /// Writes what the model thinks to standard error, so that the answer alone can be piped on.
+    fn think(&mut self, text: &str) -> io::Result<()> {
+        if self.silent || text.is_empty() {
+            return Ok(());
+        }
+        self.open_thought = !text.ends_with('\n');
+        io::stderr().write_all(printable(text).as_bytes())
+    }
+
+    fn end_thought(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.open_thought) { writeln!(io::stderr()) } else { Ok(()) }
+    }
+
+    /// Writes a line of its own.
+    fn line(&mut self, text: &str) -> io::Result<()> {
+        self.end()?;
+        self.write(&format!("{text}\n"))
+    }
+
     fn end(&mut self) -> io::Result<()> {
-        if self.open_line { writeln!(io::stdout()) } else { Ok(()) }
+        self.end_thought()?;
+        if !self.silent && std::mem::take(&mut self.open_line) { writeln!(io::stdout()) } else { Ok(()) }
     }
 }
 

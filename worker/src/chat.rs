@@ -4,11 +4,13 @@
 //! written for Jinja2 in the environment of transformers. They are untrusted: no loader, no access to the machine, a
 //! budget for work and memory, and a bounded output. Clients cannot send one.
 
+mod conversation;
 pub mod output;
 mod python;
 
 use std::{fmt, fs, io, path::Path};
 
+pub use conversation::{Conversation, Role, Tool, ToolCall, Turn};
 use ernie_proto::failure::Reason;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 
@@ -22,42 +24,6 @@ const MAX_TEMPLATE: usize = 256 << 10;
 const MAX_DEPTH: usize = 64;
 /// The one template's name, as error messages show it.
 const NAME: &str = "chat_template.jinja";
-
-/// Who speaks.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Role {
-    /// Instructions that hold for the whole conversation.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// The result of a tool call.
-    Tool,
-}
-
-impl Role {
-    const ALL: [Role; 4] = [Role::System, Role::User, Role::Assistant, Role::Tool];
-
-    /// The word that templates use.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-        }
-    }
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Turn {
-    /// Who speaks.
-    pub role: Role,
-    /// What they say.
-    pub content: String,
-}
 
 /// Why a template is refused, or a conversation cannot be rendered. The text is a sentence for the user.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +49,9 @@ pub struct ChatTemplate {
     /// `bos_token` and its like, as `tokenizer_config.json` names them.
     tokens: Vec<(String, Value)>,
     roles: Vec<Role>,
+    shows_tools: bool,
+    shows_tool_calls: bool,
+    marks_parts: bool,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -124,6 +93,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", python::to_json);
         environment.add_function("raise_exception", raise);
+        let marks_parts = output::MARKS.iter().any(|mark| source.contains(mark));
         environment.add_template_owned(NAME, source).map_err(|error| ChatError::Template(sentence(&error)))?;
         let tokens = config.as_object().into_iter().flatten();
         let tokens = tokens.filter(|(key, _)| key.ends_with("_token") && !key.starts_with("add_"));
@@ -131,8 +101,17 @@ impl ChatTemplate {
             let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
             Some((key.clone(), Value::from(text)))
         });
-        let mut template = Self { tokens: tokens.collect(), environment, roles: Vec::new() };
+        let mut template = Self {
+            tokens: tokens.collect(),
+            environment,
+            roles: Vec::new(),
+            shows_tools: false,
+            shows_tool_calls: false,
+            marks_parts,
+        };
         template.roles = template.find_roles()?;
+        template.shows_tools = template.shows(&with_a_tool());
+        template.shows_tool_calls = template.shows(&with_a_tool_call());
         Ok(template)
     }
 
@@ -141,29 +120,27 @@ impl ChatTemplate {
         &self.roles
     }
 
-    /// The prompt of a conversation; with `add_generation_prompt` it ends with the opening of the assistant's turn.
+    /// Whether the template shows the functions that the model may ask for.
+    pub fn shows_tools(&self) -> bool {
+        self.shows_tools
+    }
+
+    /// Whether the template shows the functions that the model asked for.
+    pub fn shows_tool_calls(&self) -> bool {
+        self.shows_tool_calls
+    }
+
+    /// Whether the model marks the parts of its answers: the template knows one of [`output::MARKS`].
+    pub fn marks_parts(&self) -> bool {
+        self.marks_parts
+    }
+
+    /// The prompt of a conversation.
     ///
     /// # Errors
     /// [`ChatError::Conversation`] with the template's own words, or when the conversation is too long.
-    pub fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<String, ChatError> {
-        let messages: Value = turns
-            .iter()
-            .map(|turn| Value::from_pairs([("role", turn.role.as_str()), ("content", turn.content.as_str())]))
-            .collect();
-        self.render_values(messages, add_generation_prompt, Vec::new())
-    }
-
-    fn render_values(
-        &self,
-        messages: Value,
-        add_generation_prompt: bool,
-        more: Vec<(String, Value)>,
-    ) -> Result<String, ChatError> {
-        let own = [
-            ("messages".to_owned(), messages),
-            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
-        ];
-        let context = Value::from_pairs(self.tokens.iter().cloned().chain(own).chain(more));
+    pub fn render(&self, conversation: &Conversation) -> Result<String, ChatError> {
+        let context = Value::from_pairs(self.tokens.iter().cloned().chain(conversation.context()));
         let refused = |error: Error| ChatError::Conversation(sentence(&error));
         let template = self.environment.get_template(NAME).map_err(refused)?;
         let mut output = Bounded(Vec::new());
@@ -182,21 +159,42 @@ impl ChatTemplate {
     /// Tries each role with a word that no template contains. A role is known when the word comes out; a template that
     /// ignores what it does not know would otherwise swallow a message in silence.
     fn find_roles(&self) -> Result<Vec<Role>, ChatError> {
-        const PROBE: &str = "ernieprobe";
-        let turn = |role, content: &str| Turn { role, content: content.to_owned() };
-        let shows = |turns: &[Turn]| self.render(turns, true).map(|text| text.contains(PROBE));
-        if !shows(&[turn(Role::User, PROBE)]).map_err(|error| ChatError::Template(error.to_string()))? {
+        let probe = |role| Turn::new(role, PROBE);
+        let (hi, answer) = (Turn::new(Role::User, "hi"), Turn::new(Role::Assistant, "well"));
+        let user = self.render(&Conversation::new(vec![probe(Role::User)]));
+        if !user.map_err(|error| ChatError::Template(error.to_string()))?.contains(PROBE) {
             return Err(ChatError::Template(format!("{NAME} renders a user's message without its content")));
         }
-        let (hi, answer) = (turn(Role::User, "hi"), turn(Role::Assistant, "well"));
         let known = |role| match role {
             Role::User => true,
-            Role::System => shows(&[turn(role, PROBE), hi.clone()]).unwrap_or(false),
-            Role::Assistant => shows(&[hi.clone(), turn(role, PROBE), hi.clone()]).unwrap_or(false),
-            Role::Tool => shows(&[hi.clone(), answer.clone(), turn(role, PROBE)]).unwrap_or(false),
+            Role::System => self.shows(&Conversation::new(vec![probe(role), hi.clone()])),
+            Role::Assistant => self.shows(&Conversation::new(vec![hi.clone(), probe(role), hi.clone()])),
+            Role::Tool => self.shows(&Conversation::new(vec![hi.clone(), answer.clone(), probe(role)])),
         };
         Ok(Role::ALL.into_iter().filter(|&role| known(role)).collect())
     }
+
+    fn shows(&self, conversation: &Conversation) -> bool {
+        self.render(conversation).is_ok_and(|text| text.contains(PROBE))
+    }
+}
+
+/// A word that no template contains.
+const PROBE: &str = "ernieprobe";
+
+fn with_a_tool() -> Conversation {
+    let tool = Tool {
+        name: PROBE.to_owned(),
+        description: "does nothing".to_owned(),
+        parameters: Some(serde_json::json!({"type": "object", "properties": {}})),
+    };
+    Conversation { tools: vec![tool], ..Conversation::new(vec![Turn::new(Role::User, "hi")]) }
+}
+
+fn with_a_tool_call() -> Conversation {
+    let call = ToolCall { id: "1".to_owned(), name: PROBE.to_owned(), arguments: serde_json::Map::new() };
+    let turn = Turn { tool_calls: vec![call], ..Turn::new(Role::Assistant, "") };
+    Conversation::new(vec![Turn::new(Role::User, "hi"), turn])
 }
 
 /// Stops the rendering one byte past the limit.

@@ -2,7 +2,8 @@
 //!
 //! - [`connection`]: accepting, limits, ageing; [`calls`]: what every call passes through; `arrival`: what requests may
 //!   hold until the engine has them;
-//! - [`Inference`]: `ernie.v1`; `request` checks what comes in, `answer` streams what goes out;
+//! - [`Inference`]: `ernie.v1`; `request`, `conversation` and `generation` check what comes in, `answer` and `choice` stream what goes
+//!   out, `text` says what its tokens mean;
 //! - [`lifecycle`]: the stage that probes, health and shutdown watch.
 
 pub mod calls;
@@ -13,9 +14,13 @@ pub mod status;
 
 mod answer;
 mod arrival;
+mod choice;
+mod conversation;
+mod generation;
 mod health;
 mod inference;
 mod request;
+mod text;
 
 use ernie_proto::ernie::v1::inference_server::InferenceServer;
 use tonic::service::Routes;

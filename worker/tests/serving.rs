@@ -18,3 +18,5 @@ mod process;
 mod running;
 #[path = "serving/streaming.rs"]
 mod streaming;
+#[path = "serving/thinking.rs"]
+mod thinking;

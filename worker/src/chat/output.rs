@@ -13,6 +13,8 @@ const RESPONSE: &str = "<response>";
 const END_OF_RESPONSE: &str = "</response>";
 const TOOL_CALL: &str = "<tool_call>";
 const END_OF_TOOL_CALL: &str = "</tool_call>";
+/// The tags that tell the parts apart.
+pub const MARKS: [&str; 6] = [THINK, END_OF_THINK, RESPONSE, END_OF_RESPONSE, TOOL_CALL, END_OF_TOOL_CALL];
 /// Longest text of a tool call, in bytes; a longer one is content.
 const MAX_TOOL_CALL: usize = 256 << 10;
 

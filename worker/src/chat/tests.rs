@@ -64,33 +64,14 @@ fn thinking() -> ChatTemplate {
     compile(THINKING).expect("compiles")
 }
 
-fn turns(list: &[(Role, &str)]) -> Vec<Turn> {
-    list.iter().map(|&(role, content)| Turn { role, content: content.to_owned() }).collect()
-}
-
-fn value(json: &serde_json::Value) -> Value {
-    match json {
-        serde_json::Value::Null => Value::from(()),
-        serde_json::Value::Bool(truth) => Value::from(*truth),
-        serde_json::Value::Number(number) => match number.as_i64() {
-            Some(integer) => Value::from(integer),
-            None => Value::from(number.as_f64().expect("a number")),
-        },
-        serde_json::Value::String(text) => Value::from(text.as_str()),
-        serde_json::Value::Array(items) => items.iter().map(value).collect(),
-        serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), value(item)))),
-    }
-}
-
-fn render_json(messages: &serde_json::Value, more: &serde_json::Value) -> String {
-    let more = more.as_object().into_iter().flatten().map(|(key, item)| (key.clone(), value(item))).collect();
-    thinking().render_values(value(messages), true, more).expect("renders")
+fn says(list: &[(Role, &str)]) -> Conversation {
+    Conversation::new(list.iter().map(|&(role, content)| Turn::new(role, content)).collect())
 }
 
 #[test]
 fn a_thinking_prompt_opens_the_reasoning() {
     assert_eq!(
-        thinking().render(&turns(&[(Role::User, "Hi")]), true).expect("renders"),
+        thinking().render(&says(&[(Role::User, "Hi")])).expect("renders"),
         format!("{SYSTEM}<|im_end|>\n\n<|im_start|>user\nHi<|im_end|>\n\n{END}")
     );
 }
@@ -98,7 +79,7 @@ fn a_thinking_prompt_opens_the_reasoning() {
 #[test]
 fn a_system_message_becomes_a_setting() {
     assert_eq!(
-        thinking().render(&turns(&[(Role::System, "Be brief."), (Role::User, "Hi")]), true).expect("renders"),
+        thinking().render(&says(&[(Role::System, "Be brief."), (Role::User, "Hi")])).expect("renders"),
         format!(
             "<|im_start|>system\n<system_setting>\nBe brief.\n</system_setting>\n\n<global_setting>\nthink_mode=True\n\
              </global_setting><|im_end|>\n\n<|im_start|>user\nHi<|im_end|>\n\n{END}"
@@ -108,15 +89,16 @@ fn a_system_message_becomes_a_setting() {
 
 #[test]
 fn tools_are_listed_as_python_writes_json() {
-    let text = render_json(
-        &serde_json::json!([{"role": "user", "content": "Hi"}]),
-        &serde_json::json!({"tools": [{"function": {"name": "f", "parameters": {"b": 1, "a": [1.0, true, null, "ü<>"]}}}]}),
-    );
+    let parameters = serde_json::json!({"b": 1, "a": [1.0, true, null, "ü<>", u64::MAX]});
+    let tool = |name: &str, parameters| Tool { name: name.to_owned(), description: String::new(), parameters };
+    let tools = vec![tool("f", Some(parameters)), Tool { description: "Asks.".to_owned(), ..tool("g", None) }];
+    let text = thinking().render(&Conversation { tools, ..says(&[(Role::User, "Hi")]) }).expect("renders");
     assert_eq!(
         text,
         format!(
             "{SYSTEM}\n\n<tool_list>\n[{{\"type\": \"function\", \"function\": {{\"name\": \"f\", \"parameters\": \
-             {{\"b\": 1, \"a\": [1.0, true, null, \"ü<>\"]}}}}}}]\n</tool_list><|im_end|>\n\n<|im_start|>user\nHi\
+             {{\"b\": 1, \"a\": [1.0, true, null, \"ü<>\", 18446744073709551615]}}}}}},{{\"type\": \"function\", \"function\": \
+             {{\"name\": \"g\", \"description\": \"Asks.\"}}}}]\n</tool_list><|im_end|>\n\n<|im_start|>user\nHi\
              <|im_end|>\n\n{END}"
         )
     );
@@ -125,23 +107,17 @@ fn tools_are_listed_as_python_writes_json() {
 #[test]
 fn reasoning_of_past_turns_is_dropped_and_of_running_ones_kept() {
     let past = thinking()
-        .render(
-            &turns(&[(Role::User, "Hi"), (Role::Assistant, "<think>\nwhy\n</think>\n\nHello"), (Role::User, "Bye")]),
-            true,
-        )
+        .render(&says(&[(Role::User, "Hi"), (Role::Assistant, "<think>\nwhy\n</think>\n\nHello"), (Role::User, "Bye")]))
         .expect("renders");
     assert!(past.contains("<|im_start|>assistant\n<response>\nHello\n</response>\n<|im_end|>\n\n"), "{past}");
     assert!(!past.contains("why"), "{past}");
 
-    let running = render_json(
-        &serde_json::json!([
-            {"role": "user", "content": "Weather?"},
-            {"role": "assistant", "content": "", "thoughts": "look it up",
-             "tool_calls": [{"function": {"name": "f", "arguments": {"city": "柏林"}}}]},
-            {"role": "tool", "content": "sunny"},
-        ]),
-        &serde_json::Value::Null,
-    );
+    let arguments = serde_json::json!({"city": "柏林"}).as_object().cloned().expect("an object");
+    let call = ToolCall { id: "1".to_owned(), name: "f".to_owned(), arguments };
+    let asks =
+        Turn { reasoning_content: "look it up".to_owned(), tool_calls: vec![call], ..Turn::new(Role::Assistant, "") };
+    let turns = vec![Turn::new(Role::User, "Weather?"), asks, Turn::new(Role::Tool, "sunny")];
+    let running = thinking().render(&Conversation::new(turns)).expect("renders");
     assert!(
         running.contains(
             "<think>\nlook it up\n</think>\n\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"柏林\"}}\n</tool_call>\n"
@@ -149,6 +125,28 @@ fn reasoning_of_past_turns_is_dropped_and_of_running_ones_kept() {
         "{running}"
     );
     assert!(running.contains("<|im_start|>tool\n<tool_output>\"sunny\"</tool_output><|im_end|>\n\n"), "{running}");
+}
+
+#[test]
+fn variables_of_the_client_reach_the_template_and_never_replace_the_conversation() {
+    let mut conversation = says(&[(Role::User, "Hi")]);
+    conversation.variables =
+        serde_json::json!({"system_settings": "Speak up.", "messages": []}).as_object().cloned().expect("an object");
+    let text = thinking().render(&conversation).expect("renders");
+    assert!(text.contains("<system_setting>\nSpeak up.\n</system_setting>"), "{text}");
+    assert!(text.contains("user\nHi"), "{text}");
+}
+
+#[test]
+fn tools_and_marks_are_found_by_trying_them() {
+    let plain = compile("{% for m in messages %}{{ m.content }}{% endfor %}").expect("compiles");
+    for (template, knows) in [(thinking(), true), (plain, false)] {
+        assert_eq!(
+            [template.shows_tools(), template.shows_tool_calls(), template.marks_parts()],
+            [knows; 3],
+            "{template:?}"
+        );
+    }
 }
 
 #[test]
@@ -162,17 +160,14 @@ fn roles_are_found_by_trying_them() {
 fn blocks_leave_no_lines_behind() {
     let template =
         compile("{% for m in messages %}\n    {% if true %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}\n");
-    assert_eq!(
-        template.expect("compiles").render(&turns(&[(Role::User, "a"), (Role::User, "b")]), true).unwrap(),
-        "a\nb\n"
-    );
+    assert_eq!(template.expect("compiles").render(&says(&[(Role::User, "a"), (Role::User, "b")])).unwrap(), "a\nb\n");
 }
 
 #[test]
 fn the_tokens_of_the_tokenizer_are_variables() {
     let config = serde_json::json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": true});
     let template = ChatTemplate::new("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}".into(), &config);
-    assert_eq!(template.expect("compiles").render(&turns(&[(Role::User, "x")]), true).unwrap(), "<s>x</s>");
+    assert_eq!(template.expect("compiles").render(&says(&[(Role::User, "x")])).unwrap(), "<s>x</s>");
 }
 
 #[test]
@@ -181,7 +176,7 @@ fn a_template_may_refuse_in_its_own_words() {
         "{% if messages|length > 2 %}{{ raise_exception('at most two messages') }}{% endif %}{{ messages[0].content }}",
     )
     .expect("compiles");
-    let error = template.render(&turns(&[(Role::User, "a"), (Role::User, "b"), (Role::User, "c")]), true).unwrap_err();
+    let error = template.render(&says(&[(Role::User, "a"), (Role::User, "b"), (Role::User, "c")])).unwrap_err();
     assert_eq!(error.to_string(), "the chat template refuses the conversation: at most two messages");
 }
 
@@ -211,5 +206,5 @@ fn pathological_templates_run_out_of_fuel() {
 fn floats_are_written_as_python_writes_them() {
     let template =
         compile("{{ messages[0].content }}{{ [1.0, 1e16, 0.00001, -2.5e-7, 0.1] | tojson }}").expect("compiles");
-    assert_eq!(template.render(&turns(&[(Role::User, "")]), true).unwrap(), "[1.0, 1e+16, 1e-05, -2.5e-07, 0.1]");
+    assert_eq!(template.render(&says(&[(Role::User, "")])).unwrap(), "[1.0, 1e+16, 1e-05, -2.5e-07, 0.1]");
 }

@@ -19,7 +19,7 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens; at most 300, each from -100 (which bans the token) to 100.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Token sequences that are never completed; at most 64, of 1 to 16 tokens each.
+    /// Token sequences that are never completed; at most 128, of 1 to 16 tokens each.
     pub bad_words: Vec<Vec<u32>>,
     /// Key of the random numbers.
     pub seed: u64,
@@ -85,7 +85,7 @@ impl SamplingParams {
             check("logit_bias", bias, (BAN..=100.0).contains(&bias), "choose each bias from -100 to 100")?;
             check("logit_bias", id, known(id), "give token ids of this model's vocabulary")?;
         }
-        check("bad_words", self.bad_words.len(), self.bad_words.len() <= 64, "give at most 64 words")?;
+        check("bad_words", self.bad_words.len(), self.bad_words.len() <= 128, "give at most 128 sequences")?;
         for word in &self.bad_words {
             check("bad_words", word.len(), (1..=16).contains(&word.len()), "give words of 1 to 16 tokens")?;
             for &id in word {

@@ -19,32 +19,31 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
-use super::{connection::LiveCall, status};
+use super::{choice::Choice, connection::LiveCall, text::AnswerText};
 use crate::{
-    engine::{Event, EventStream, FinishReason, Finished, Token},
-    sampling::TokenLogprobs,
+    chat::output::Opening,
+    engine::EventStream,
     tokenizer::{TextStream, Tokenizer},
 };
 
 /// Messages that wait for the client.
 const MESSAGES: usize = 64;
-/// Tokens that are put into one message when they are there already.
-const TOKENS_PER_MESSAGE: usize = 64;
 /// How long a client may leave a message unread before its request is given up.
 const STALL: Duration = Duration::from_secs(30);
-/// Longest piece of an echoed prompt in one message, in bytes.
-const ECHO_BYTES: usize = 64 << 10;
-
 /// An answer about to be streamed.
 pub(super) struct Answer {
-    /// The engine's events.
-    pub(super) events: EventStream,
+    /// The engine's events of each choice.
+    pub(super) choices: Vec<EventStream>,
     /// The first message.
     pub(super) started: v1::Started,
     /// The prompt's text, to be repeated before the answer.
     pub(super) echo: String,
     /// Strings that end the text.
     pub(super) stops: Vec<String>,
+    /// Whether the string that ended it is its last word.
+    pub(super) include_stop: bool,
+    /// Where the answer begins, when it is to be taken apart into reasoning, text and tool calls.
+    pub(super) parts: Option<Opening>,
     /// For the text of tokens.
     pub(super) tokenizer: Arc<Tokenizer>,
 }
@@ -75,114 +74,22 @@ impl Answer {
     }
 
     async fn run(self, sender: &mpsc::Sender<v1::GenerateResponse>) -> Result<(), Status> {
-        let Answer { mut events, started, echo, stops, tokenizer } = self;
+        let Answer { choices, started, echo, stops, include_stop, parts, tokenizer } = self;
+        let request_id = started.request_id.clone();
         send(sender, Said::Started(started)).await?;
-        let mut rest = echo.as_str();
-        while !rest.is_empty() {
-            let (piece, later) = rest.split_at(rest.floor_char_boundary(ECHO_BYTES));
-            send(sender, Said::Delta(v1::Delta { text: piece.to_owned(), ..Default::default() })).await?;
-            rest = later;
-        }
-        let mut text = TextStream::new(stops.clone());
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = sender.closed() => return Err(Status::cancelled("the client went away")),
-                event = events.next() => event,
-            };
-            let mut next = event;
-            let mut delta = v1::Delta::default();
-            let end = loop {
-                match next {
-                    Some(Event::Started(_)) => {}
-                    Some(Event::Token(token)) => {
-                        let stopped = take(&mut delta, &mut text, &tokenizer, token);
-                        if let Some(index) = stopped {
-                            break Some(End::Stopped(stops.get(index).cloned().unwrap_or_default()));
-                        }
-                    }
-                    Some(Event::Finished(finished)) => {
-                        text.finish(&mut delta.text);
-                        break Some(End::Finished(finished));
-                    }
-                    Some(Event::Failed(failure)) => break Some(End::Failed(status::failed(&failure))),
-                    None => break Some(End::Failed(Status::unavailable("the engine has stopped; retry"))),
-                }
-                if delta.token_ids.len() >= TOKENS_PER_MESSAGE {
-                    break None;
-                }
-                match events.next().now_or_never() {
-                    Some(event) => next = event,
-                    None => break None,
-                }
-            };
-            if !delta.token_ids.is_empty() || !delta.text.is_empty() {
-                send(sender, Said::Delta(delta)).await?;
-            }
-            match end {
-                None => {}
-                Some(End::Stopped(stop)) => {
-                    let done = done(&events.stop(), Some(v1::done::MatchedStop::Stop(stop)));
-                    return send(sender, Said::Done(done)).await;
-                }
-                Some(End::Finished(finished)) => return send(sender, Said::Done(done(&finished, None))).await,
-                Some(End::Failed(status)) => return Err(status),
-            }
-        }
-    }
-}
-
-/// How an answer ends.
-enum End {
-    Stopped(String),
-    Finished(Finished),
-    Failed(Status),
-}
-
-/// Adds a token to a message; returns the index of the stop string that it completed.
-fn take(delta: &mut v1::Delta, text: &mut TextStream, tokenizer: &Tokenizer, token: Token) -> Option<usize> {
-    delta.token_ids.push(token.id);
-    if let Some(logprobs) = token.logprobs {
-        delta.logprobs.push(logprobs_of(token.id, logprobs, tokenizer));
-    }
-    text.push(tokenizer, token.id, &mut delta.text).map(|stopped| stopped.index)
-}
-
-fn logprobs_of(id: u32, logprobs: TokenLogprobs, tokenizer: &Tokenizer) -> v1::Logprobs {
-    let one = |id, logprob| v1::TokenLogprob { id, logprob, bytes: tokenizer.bytes(id).to_vec() };
-    v1::Logprobs {
-        chosen: Some(one(id, logprobs.chosen)),
-        top: logprobs.top.into_iter().map(|(id, logprob)| one(id, logprob)).collect(),
-    }
-}
-
-fn done(finished: &Finished, matched: Option<v1::done::MatchedStop>) -> v1::Done {
-    let (reason, by_token) = match finished.reason {
-        FinishReason::StopToken(id) => (v1::FinishReason::Stop, Some(v1::done::MatchedStop::StopTokenId(id))),
-        FinishReason::EndOfSequence(_) | FinishReason::Stopped => (v1::FinishReason::Stop, None),
-        FinishReason::Length => (v1::FinishReason::Length, None),
-    };
-    let (usage, timings) = (&finished.usage, &finished.timings);
-    v1::Done {
-        index: 0,
-        finish_reason: reason.into(),
-        matched_stop: matched.or(by_token),
-        usage: Some(v1::Usage {
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            cached_tokens: usage.cached_tokens,
-        }),
-        timings: Some(v1::Timings {
-            queue_seconds: timings.queue.as_secs_f64(),
-            prefill_seconds: timings.prefill.as_secs_f64(),
-            decode_seconds: timings.decode.as_secs_f64(),
-            time_to_first_token_seconds: timings.time_to_first_token.as_secs_f64(),
-        }),
+        let choices = (0..).zip(choices).map(|(index, events)| {
+            let stream = if include_stop { TextStream::including_stop } else { TextStream::new };
+            let call_name = if index == 0 { request_id.clone() } else { format!("{request_id}-{index}") };
+            let text = AnswerText::new(stream(stops.clone()), parts, call_name);
+            Choice { index, events, text, stops: &stops, tokenizer: &tokenizer }.run(&echo, sender)
+        });
+        // The first that fails ends the answer; the others are dropped and so withdrawn.
+        futures::future::try_join_all(choices).await.map(|_| ())
     }
 }
 
 /// Sends a message, unless the client is gone or does not read.
-async fn send(sender: &mpsc::Sender<v1::GenerateResponse>, event: Said) -> Result<(), Status> {
+pub(super) async fn send(sender: &mpsc::Sender<v1::GenerateResponse>, event: Said) -> Result<(), Status> {
     let message = v1::GenerateResponse { event: Some(event) };
     sender.send_timeout(message, STALL).await.map_err(|error| match error {
         mpsc::error::SendTimeoutError::Closed(_) => Status::cancelled("the client went away"),

@@ -16,13 +16,15 @@ use super::{
     answer::{Answer, AnswerStream},
     arrival::{Arrival, TextBudget},
     connection::LiveCall,
+    conversation::conversation,
     deadline,
+    generation::{Allowed, Generation, banned_sequences, generation},
     lifecycle::{Lifecycle, Stage},
-    request::{self, Generation},
+    request,
     status::{self, invalid},
 };
 use crate::{
-    chat::ChatTemplate,
+    chat::{ChatTemplate, output::Opening},
     engine::{self, EngineHandle},
     sampling::SamplingParams,
     tokenizer::{Tokenizer, TokenizerError},
@@ -141,7 +143,7 @@ impl Inference {
         }
     }
 
-    async fn generate(&self, call: Call, make: Make) -> Result<Response<AnswerStream>, Status> {
+    async fn generate(&self, call: Call) -> Result<Response<AnswerStream>, Status> {
         let accepted = Instant::now();
         let served = Arc::clone(self.served(&call.metadata)?);
         let tenant = self.tenant(&call.metadata)?;
@@ -149,39 +151,42 @@ impl Inference {
         let asked = served.find(&call.model)?;
         let (adapter, model, numerics) = (asked.adapter, asked.name.to_owned(), asked.numerics.to_owned());
         let request_id = request::request_id(call.request_id, draw)?;
-        let vocab = served.engine.limits().vocab;
-        let Generation { sampling, max_tokens, min_tokens, stops, stop_token_ids, ignore_eos } =
-            request::generation(call.sampling, &served.defaults, vocab, draw)?;
-        let (text, prompt) = {
-            let worker = Arc::clone(&served);
-            off_the_async_threads(&served.text, call.arrival, move || make(&worker)).await?
+        let limits = served.engine.limits();
+        let allowed = Allowed { vocab: limits.vocab, max_num_seqs: limits.max_num_seqs };
+        let generation = generation(call.sampling, &served.defaults, allowed, draw)?;
+        let (Prepared { ids: prompt, echo, parts }, generation) = {
+            let (worker, make) = (Arc::clone(&served), call.make);
+            let work = move || prepare(&worker, make, generation);
+            off_the_async_threads(&served.text, call.arrival, work).await?
         };
-        let started = v1::Started {
-            request_id: request_id.clone(),
-            model,
-            seed: sampling.seed,
-            prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
-            numerics,
-        };
+        let Generation { sampling, stops, include_stop, .. } = &generation;
+        let (seed, prompt_tokens) = (sampling.seed, u32::try_from(prompt.len()).unwrap_or(u32::MAX));
+        let started = v1::Started { request_id: request_id.clone(), model, seed, prompt_tokens, numerics };
+        let (stops, include_stop) = (stops.clone(), *include_stop);
         let request = engine::Request {
             id: request_id,
             prompt,
             position_ids: None,
             emitted: Vec::new(),
-            sampling,
+            sampling: generation.sampling,
             choice: 0,
-            max_tokens,
-            min_tokens,
-            stop_token_ids,
+            max_tokens: generation.max_tokens,
+            min_tokens: generation.min_tokens,
+            stop_token_ids: generation.stop_token_ids,
             eos_token_ids: Arc::clone(&served.eos_token_ids),
-            ignore_eos,
+            ignore_eos: generation.ignore_eos,
             deadline: accepted + time,
             priority: 0,
             tenant,
             adapter,
         };
-        let events = served.engine.submit(request).map_err(|rejected| status::rejected(&rejected))?;
-        let answer = Answer { events, started, echo: text, stops, tokenizer: Arc::clone(&served.tokenizer) };
+        // Dropping the streams of those that were taken withdraws them.
+        let choices: Result<Vec<_>, _> = (0..generation.choices)
+            .map(|choice| served.engine.submit(engine::Request { choice, ..request.clone() }))
+            .collect();
+        let choices = choices.map_err(|rejected| status::rejected(&rejected))?;
+        let tokenizer = Arc::clone(&served.tokenizer);
+        let answer = Answer { choices, started, echo, stops, include_stop, parts, tokenizer };
         Ok(Response::new(answer.start(&self.0.streams, call.live)))
     }
 }
@@ -194,6 +199,7 @@ struct Call {
     model: String,
     request_id: String,
     sampling: Option<v1::SamplingParams>,
+    make: Make,
 }
 
 impl Call {
@@ -203,14 +209,30 @@ impl Call {
         model: String,
         request_id: String,
         sampling: Option<v1::SamplingParams>,
+        make: Make,
     ) -> Self {
         let (live, arrival) = (extensions.get().cloned(), extensions.get().cloned());
-        Self { metadata, live, arrival, model, request_id, sampling }
+        Self { metadata, live, arrival, model, request_id, sampling, make }
     }
 }
 
-/// Makes the text to repeat and the prompt's ids; slow, so it runs off the async threads.
-type Make = Box<dyn FnOnce(&Served) -> Result<(String, Vec<u32>), Status> + Send>;
+/// Makes a prompt, of which only so many tokens at its end are wanted; slow, so it runs off the async threads.
+type Make = Box<dyn FnOnce(&Served, Option<usize>) -> Result<Prepared, Status> + Send>;
+
+/// What needs the tokenizer: the prompt, and the words that are never written.
+fn prepare(served: &Served, make: Make, mut generation: Generation) -> Result<(Prepared, Generation), Status> {
+    generation.sampling.bad_words = banned_sequences(&generation.bad_words, &served.tokenizer)?;
+    Ok((make(served, generation.truncate_prompt)?, generation))
+}
+
+/// A prompt for the engine.
+struct Prepared {
+    ids: Vec<u32>,
+    /// Its text, when the answer is to repeat it.
+    echo: String,
+    /// Where the answer begins, when it is to be taken apart.
+    parts: Option<Opening>,
+}
 
 /// What a client's model name stands for.
 struct Asked<'a> {
@@ -261,16 +283,25 @@ async fn off_the_async_threads<T: Send + 'static>(
         .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")))
 }
 
-/// Token ids of a text that came in `field`. A text that cannot fit the context is refused before it is tokenised.
-fn encode(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Status> {
+/// Token ids of a text that came in `field`, or the last of them. A text that cannot fit the context is refused before it
+/// is tokenised, unless its beginning is not wanted.
+fn encode(served: &Served, text: &str, last: Option<usize>, field: &str) -> Result<Vec<u32>, Status> {
     let (context, least) = (served.engine.limits().context, text.len() / served.tokenizer.longest_piece().max(1));
-    if least > context {
+    if last.is_none() && least > context {
         return Err(invalid(
             field,
             format!("has at least {least} tokens; prompt and answer together may have {context}"),
         ));
     }
-    tokens_of(served, text, field)
+    Ok(ending(tokens_of(served, text, field)?, last))
+}
+
+/// The last of these ids.
+fn ending(mut ids: Vec<u32>, last: Option<usize>) -> Vec<u32> {
+    if let Some(last) = last {
+        ids.drain(..ids.len().saturating_sub(last));
+    }
+    ids
 }
 
 /// Token ids of a text, of which there may be no more than the memory plan has room for.
@@ -286,15 +317,16 @@ fn tokens_of(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Statu
     })
 }
 
-fn render(served: &Served, messages: Vec<v1::Message>, field: &str, opening: Option<bool>) -> Result<String, Status> {
+/// The prompt of a conversation; `prefix` stands before the names of its fields.
+fn render(served: &Served, asked: v1::Conversation, prefix: &str) -> Result<String, Status> {
     let template = served.template.as_ref().ok_or_else(|| {
         Status::failed_precondition(format!(
             "the model {:?} has no chat template; use Complete, or add chat_template.jinja to its folder",
             served.name
         ))
     })?;
-    let turns = request::turns(messages, field, template.roles())?;
-    template.render(&turns, opening.unwrap_or(true)).map_err(|error| invalid(field, error.to_string()))
+    let conversation = conversation(asked, prefix, template)?;
+    template.render(&conversation).map_err(|error| invalid(&format!("{prefix}messages"), error.to_string()))
 }
 
 #[tonic::async_trait]
@@ -304,31 +336,39 @@ impl inference_server::Inference for Inference {
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<AnswerStream>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let ChatRequest { model, messages, sampling, add_generation_prompt, request_id } = request;
-        let call = Call::new(metadata, &extensions, model, request_id, sampling);
-        let make = move |served: &Served| {
-            let text = render(served, messages, "messages", add_generation_prompt)?;
-            Ok((String::new(), encode(served, &text, "messages")?))
-        };
-        self.generate(call, Box::new(make)).await
+        let ChatRequest { model, messages, sampling, add_generation_prompt, request_id, tools, chat_template_kwargs } =
+            request;
+        let asked = v1::Conversation { messages, add_generation_prompt, tools, chat_template_kwargs };
+        let make: Make = Box::new(move |served, last| {
+            let text = render(served, asked, "")?;
+            let marked = served.template.as_ref().is_some_and(ChatTemplate::marks_parts);
+            let parts = marked.then(|| Opening::of(&text));
+            Ok(Prepared { ids: encode(served, &text, last, "messages")?, echo: String::new(), parts })
+        });
+        self.generate(Call::new(metadata, &extensions, model, request_id, sampling, make)).await
     }
 
     async fn complete(&self, request: Request<CompleteRequest>) -> Result<Response<AnswerStream>, Status> {
         let (metadata, extensions, request) = request.into_parts();
         let CompleteRequest { model, sampling, request_id, echo, prompt } = request;
-        let call = Call::new(metadata, &extensions, model, request_id, sampling);
-        let make = move |served: &Served| match request::prompt(prompt)? {
+        let make: Make = Box::new(move |served, last| match request::prompt(prompt)? {
             Prompt::Text(text) => {
-                let ids = encode(served, &text, "prompt.text")?;
-                Ok((if echo { text } else { String::new() }, ids))
+                let ids = encode(served, &text, last, "prompt.text")?;
+                let echo = match echo {
+                    true if last.is_some() => decode(served, &ids, true, "prompt.text")?,
+                    true => text,
+                    false => String::new(),
+                };
+                Ok(Prepared { ids, echo, parts: None })
             }
             Prompt::Tokens(v1::TokenIds { ids }) => {
                 request::check_ids(&ids, "prompt.tokens.ids", served.engine.limits().vocab)?;
-                let text = if echo { decode(served, &ids, true, "prompt.tokens.ids")? } else { String::new() };
-                Ok((text, ids))
+                let ids = ending(ids, last);
+                let echo = if echo { decode(served, &ids, true, "prompt.tokens.ids")? } else { String::new() };
+                Ok(Prepared { ids, echo, parts: None })
             }
-        };
-        self.generate(call, Box::new(make)).await
+        });
+        self.generate(Call::new(metadata, &extensions, model, request_id, sampling, make)).await
     }
 
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
@@ -339,10 +379,7 @@ impl inference_server::Inference for Inference {
         let work = move || {
             let (text, field) = match input {
                 Some(Input::Text(text)) => (text, "text"),
-                Some(Input::Conversation(v1::Conversation { messages, add_generation_prompt })) => {
-                    let field = "conversation.messages";
-                    (render(&served, messages, field, add_generation_prompt)?, field)
-                }
+                Some(Input::Conversation(asked)) => (render(&served, asked, "conversation.")?, "conversation.messages"),
                 None => return Err(invalid("input", "is missing; set text or conversation")),
             };
             let ids = tokens_of(&served, &text, field)?;
@@ -379,6 +416,7 @@ impl inference_server::Inference for Inference {
             max_num_seqs: count(limits.max_num_seqs),
             eos_token_ids: served.eos_token_ids.to_vec(),
             version: crate::cli::VERSION.to_owned(),
+            adapters: served.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
         }))
     }
 }

@@ -17,6 +17,7 @@ pub struct Stopped {
 #[derive(Clone, Debug)]
 pub struct TextStream {
     stops: Vec<String>,
+    includes_stop: bool,
     /// Bytes of an incomplete character, at most three.
     partial: Vec<u8>,
     /// Text that may yet turn out to begin a stop string.
@@ -29,7 +30,12 @@ pub struct TextStream {
 impl TextStream {
     /// A stream that ends before the first of these strings. Empty strings are not looked for.
     pub fn new(stops: Vec<String>) -> Self {
-        Self { stops, partial: Vec::new(), held: String::new(), searched: 0, stopped: false }
+        Self { stops, includes_stop: false, partial: Vec::new(), held: String::new(), searched: 0, stopped: false }
+    }
+
+    /// The same, but the stop string that ends the text is its last word.
+    pub fn including_stop(stops: Vec<String>) -> Self {
+        Self { includes_stop: true, ..Self::new(stops) }
     }
 
     /// Takes the next token; appends the text that is final now to `out`.
@@ -49,7 +55,8 @@ impl TextStream {
         lossy(&self.partial[..whole], &mut self.held);
         self.partial.drain(..whole);
         if let Some((start, index)) = self.first_stop() {
-            out.push_str(&self.held[..start]);
+            let end = if self.includes_stop { start + self.stops[index].len() } else { start };
+            out.push_str(&self.held[..end]);
             self.held.clear();
             self.partial.clear();
             self.stopped = true;
@@ -171,6 +178,15 @@ mod tests {
         assert_eq!(run(&["\n\n"], &[b"one\n", b"\ntwo"]), ("one".into(), Some(0)));
         assert_eq!(run(&["END", "E"], &[b"the END"]), ("the ".into(), Some(1)));
         assert_eq!(run(&["abcd", "bc"], &[b"abcd"]), ("a".into(), Some(1)));
+    }
+
+    #[test]
+    fn a_stop_string_may_be_the_last_word() {
+        let (mut stream, mut out) = (TextStream::including_stop(vec!["END".into()]), String::new());
+        assert_eq!(stream.push_bytes(b"the EN", &mut out), None);
+        assert_eq!(out, "the ");
+        assert_eq!(stream.push_bytes(b"D of it", &mut out), Some(Stopped { index: 0 }));
+        assert_eq!(out, "the END");
     }
 
     #[test]

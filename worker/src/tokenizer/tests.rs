@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::chat::{ChatTemplate, Role, Turn};
+use crate::chat::{ChatTemplate, Conversation, Role, Turn};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizer")
@@ -59,17 +59,17 @@ fn both_forms_and_the_template_equal_the_golden_chats() {
             .as_array()
             .expect("messages")
             .iter()
-            .map(|message| Turn {
-                role: match message["role"].as_str() {
+            .map(|message| {
+                let role = match message["role"].as_str() {
                     Some("system") => Role::System,
                     Some("user") => Role::User,
                     Some("assistant") => Role::Assistant,
                     other => panic!("{other:?}"),
-                },
-                content: text(message, "content"),
+                };
+                Turn::new(role, text(message, "content"))
             })
             .collect();
-        let prompt = template.render(&turns, true).expect("renders");
+        let prompt = template.render(&Conversation::new(turns)).expect("renders");
         assert_eq!(prompt, text(chat, "text"));
         for (form, tokenizer) in &forms {
             assert_eq!(tokenizer.encode(&prompt).expect("encodes"), ids(&chat["ids"]), "{form}");

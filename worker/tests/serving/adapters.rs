@@ -102,6 +102,7 @@ async fn names_of_adapters_are_models_and_other_names_are_not_found() {
     let mut client = worker.client().await;
     let found = within(client.get_model(GetModelRequest { model: "loud".to_owned() })).await.expect("found");
     assert_eq!(found.get_ref().name, "loud");
+    assert_eq!(found.get_ref().adapters, ["loud"]);
     let other = within(client.get_model(GetModelRequest { model: "Loud".to_owned() })).await.expect_err("not found");
     assert_eq!(other.code(), Code::NotFound);
     assert!(other.message().contains("\"austen-2.6m\", \"loud\""), "{other}");

@@ -48,7 +48,7 @@ async fn requests_without_sense_are_refused_by_field_value_and_remedy() {
         ),
         (
             ChatRequest {
-                messages: vec![Message { role: 2, content: vec![ContentPart::default()] }],
+                messages: vec![Message { role: 2, content: vec![ContentPart::default()], ..Default::default() }],
                 ..Default::default()
             },
             Code::InvalidArgument,

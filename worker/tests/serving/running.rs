@@ -157,7 +157,11 @@ pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 }
 
 pub fn message(role: Role, text: &str) -> Message {
-    Message { role: role.into(), content: vec![ContentPart { part: Some(Part::Text(text.to_owned())) }] }
+    Message {
+        role: role.into(),
+        content: vec![ContentPart { part: Some(Part::Text(text.to_owned())) }],
+        ..Default::default()
+    }
 }
 
 pub fn chat(text: &str, sampling: SamplingParams) -> ChatRequest {

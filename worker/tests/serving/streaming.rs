@@ -164,8 +164,11 @@ async fn text_and_ids_convert_both_ways() {
         prompt["text"].as_str().expect("text")
     );
 
-    let conversation =
-        Conversation { messages: vec![message(Role::User, "Hello")], add_generation_prompt: Some(false) };
+    let conversation = Conversation {
+        messages: vec![message(Role::User, "Hello")],
+        add_generation_prompt: Some(false),
+        ..Default::default()
+    };
     let request = TokenizeRequest { input: Some(Input::Conversation(conversation)), ..Default::default() };
     let tokens = client.tokenize(request).await.expect("tokens").into_inner();
     assert_eq!(tokens.text, "<|begin_of_sentence|>User: Hello\n");

@@ -4,7 +4,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ernie_proto::failure::Reason;
-use ernie_worker::chat::{ChatTemplate, Role, Turn};
+use ernie_worker::chat::{ChatTemplate, Conversation, Role, Turn};
 use ernie_worker::tokenizer::{Tokenizer, TokenizerError};
 use serde_json::{Value, json};
 
@@ -90,7 +90,7 @@ pub(super) fn garbled_chat_templates_are_refused_or_show_what_the_user_says() {
     let whole = String::from_utf8(original("chat_template.jinja")).expect("text");
     let config: Value = serde_json::from_slice(&original("tokenizer_config.json")).expect("JSON");
     let characters: Vec<char> = whole.chars().collect();
-    let turns = [Turn { role: Role::User, content: "what is said".to_owned() }];
+    let conversation = Conversation::new(vec![Turn::new(Role::User, "what is said")]);
     let mut random = Random(23);
     let mut refused = 0;
     for _ in 0..cases() / 2 {
@@ -110,7 +110,7 @@ pub(super) fn garbled_chat_templates_are_refused_or_show_what_the_user_says() {
             }
         }
         match ChatTemplate::new(damaged.into_iter().collect(), &config) {
-            Ok(template) => match template.render(&turns, true) {
+            Ok(template) => match template.render(&conversation) {
                 Ok(text) => assert!(text.contains("what is said"), "{text:?}"),
                 Err(error) => panic!("accepted, but cannot show a user's message: {error}"),
             },

@@ -1,0 +1,140 @@
+//! One choice of an answer: the engine's events become messages of the stream.
+
+use ernie_proto::ernie::v1::{self, generate_response::Event as Said};
+use futures::FutureExt;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::{answer::send, status, text::AnswerText};
+use crate::{
+    engine::{Event, EventStream, FinishReason, Finished, Token},
+    sampling::TokenLogprobs,
+    tokenizer::Tokenizer,
+};
+
+/// Tokens that are put into one message when they are there already.
+const TOKENS_PER_MESSAGE: usize = 64;
+/// Longest piece of an echoed prompt in one message, in bytes.
+const ECHO_BYTES: usize = 64 << 10;
+
+/// A choice about to be streamed.
+pub(super) struct Choice<'a> {
+    /// Its index.
+    pub(super) index: u32,
+    /// What the engine says of it.
+    pub(super) events: EventStream,
+    /// What its tokens say.
+    pub(super) text: AnswerText,
+    /// The strings that end the text.
+    pub(super) stops: &'a [String],
+    /// For the text of tokens.
+    pub(super) tokenizer: &'a Tokenizer,
+}
+
+impl Choice<'_> {
+    /// Streams `echo`, then the choice, to its end.
+    pub(super) async fn run(mut self, echo: &str, sender: &mpsc::Sender<v1::GenerateResponse>) -> Result<(), Status> {
+        let empty = v1::Delta { index: self.index, ..Default::default() };
+        let mut rest = echo;
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(rest.floor_char_boundary(ECHO_BYTES));
+            send(sender, Said::Delta(v1::Delta { text: piece.to_owned(), ..empty.clone() })).await?;
+            rest = later;
+        }
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = sender.closed() => return Err(Status::cancelled("the client went away")),
+                event = self.events.next() => event,
+            };
+            let mut delta = empty.clone();
+            let end = self.take_what_is_there(event, &mut delta);
+            if delta != empty {
+                send(sender, Said::Delta(delta)).await?;
+            }
+            let (asks, matched) = (self.text.asks_for_tools(), v1::done::MatchedStop::Stop);
+            let done = match end {
+                None => continue,
+                Some(End::Stopped(stop)) => done(self.index, &self.events.stop(), asks, Some(matched(stop))),
+                Some(End::Finished(finished)) => done(self.index, &finished, asks, None),
+                Some(End::Failed(status)) => return Err(status),
+            };
+            return send(sender, Said::Done(done)).await;
+        }
+    }
+
+    /// Adds an event, and those that are there already, to a message.
+    fn take_what_is_there(&mut self, event: Option<Event>, delta: &mut v1::Delta) -> Option<End> {
+        let mut next = event;
+        loop {
+            match next {
+                Some(Event::Started(_)) => {}
+                Some(Event::Token(token)) => {
+                    if let Some(index) = self.take(delta, token) {
+                        return Some(End::Stopped(self.stops.get(index).cloned().unwrap_or_default()));
+                    }
+                }
+                Some(Event::Finished(finished)) => {
+                    self.text.finish(delta);
+                    return Some(End::Finished(finished));
+                }
+                Some(Event::Failed(failure)) => return Some(End::Failed(status::failed(&failure))),
+                None => return Some(End::Failed(Status::unavailable("the engine has stopped; retry"))),
+            }
+            if delta.token_ids.len() >= TOKENS_PER_MESSAGE {
+                return None;
+            }
+            next = self.events.next().now_or_never()?;
+        }
+    }
+
+    /// Adds a token to a message; returns the index of the stop string that it completed.
+    fn take(&mut self, delta: &mut v1::Delta, token: Token) -> Option<usize> {
+        delta.token_ids.push(token.id);
+        if let Some(logprobs) = token.logprobs {
+            delta.logprobs.push(logprobs_of(token.id, logprobs, self.tokenizer));
+        }
+        self.text.push(self.tokenizer, token.id, delta).map(|stopped| stopped.index)
+    }
+}
+
+/// How a choice ends.
+enum End {
+    Stopped(String),
+    Finished(Finished),
+    Failed(Status),
+}
+
+fn logprobs_of(id: u32, logprobs: TokenLogprobs, tokenizer: &Tokenizer) -> v1::Logprobs {
+    let one = |id, logprob| v1::TokenLogprob { id, logprob, bytes: tokenizer.bytes(id).to_vec() };
+    v1::Logprobs {
+        chosen: Some(one(id, logprobs.chosen)),
+        top: logprobs.top.into_iter().map(|(id, logprob)| one(id, logprob)).collect(),
+    }
+}
+
+fn done(index: u32, finished: &Finished, asks_for_tools: bool, matched: Option<v1::done::MatchedStop>) -> v1::Done {
+    let (reason, by_token) = match finished.reason {
+        FinishReason::StopToken(id) => (v1::FinishReason::Stop, Some(v1::done::MatchedStop::StopTokenId(id))),
+        FinishReason::EndOfSequence(_) if asks_for_tools => (v1::FinishReason::ToolCalls, None),
+        FinishReason::EndOfSequence(_) | FinishReason::Stopped => (v1::FinishReason::Stop, None),
+        FinishReason::Length => (v1::FinishReason::Length, None),
+    };
+    let (usage, timings) = (&finished.usage, &finished.timings);
+    v1::Done {
+        index,
+        finish_reason: reason.into(),
+        matched_stop: matched.or(by_token),
+        usage: Some(v1::Usage {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            cached_tokens: usage.cached_tokens,
+        }),
+        timings: Some(v1::Timings {
+            queue_seconds: timings.queue.as_secs_f64(),
+            prefill_seconds: timings.prefill.as_secs_f64(),
+            decode_seconds: timings.decode.as_secs_f64(),
+            time_to_first_token_seconds: timings.time_to_first_token.as_secs_f64(),
+        }),
+    }
+}
