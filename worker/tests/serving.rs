@@ -16,6 +16,8 @@ mod observe;
 mod process;
 #[path = "serving/running.rs"]
 mod running;
+#[path = "serving/sampling.rs"]
+mod sampling;
 #[path = "serving/streaming.rs"]
 mod streaming;
 #[path = "serving/thinking.rs"]
