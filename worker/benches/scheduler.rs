@@ -26,7 +26,12 @@ fn sequence(index: u32, tokens: u32) -> NewSequence {
 
 /// A scheduler with room for one sequence more than the `running` ones that decode, each with `context` tokens.
 fn decoding(running: usize, context: u32) -> Scheduler {
-    let bounds = Bounds { max_num_seqs: running + 1, max_num_batched_tokens: 1 << 20, prefix_caching: true };
+    let bounds = Bounds {
+        max_num_seqs: running + 1,
+        max_num_batched_tokens: 1 << 20,
+        long_prefill_token_threshold: usize::MAX,
+        prefix_caching: true,
+    };
     let blocks = 256 + running * (context as usize / 32 + 64);
     let mut scheduler = Scheduler::new(bounds, Blocks::new(blocks, [7; 32]));
     for index in 0..running as u32 {

@@ -1,20 +1,29 @@
-//! `ernie-worker eval`: logits of given token ids through the serving path (paged cache, flat batches, the same
-//! kernels), so that anyone can check a checkpoint against a reference.
+//! `ernie-worker eval`: logits of given token ids through the serving path (scheduler, paged cache, prefix cache, the
+//! same kernels), so that anyone can check a checkpoint against a reference.
 
 pub mod evaluate;
 mod perplexity;
+mod places;
+mod serving;
 mod tensors;
 
 use std::path::PathBuf;
 
 use ernie_kernels::Level;
 use ernie_proto::failure::{Reason, TerminationMessage};
+use serde::Serialize;
 
-use crate::executor::{BLOCK_TOKENS, ExecuteError};
+use crate::engine::scheduler::Bounds;
+use crate::executor::{BLOCK_TOKENS, ExecuteError, LogitRows};
 use crate::model::{self, BackendChoice, Checkpoint, DtypeChoice, KvSize, LoadError, LoadOptions, ModelExecutor};
 use crate::plan::MemoryLimit;
 
-use evaluate::{Rows, Settings, evaluate};
+use evaluate::{Evaluation, Figures, Rows, Sequence, Settings, evaluate};
+
+/// Most tokens in one step, unless a chunk is longer: what `serve` has when it is not told otherwise.
+const STEP_TOKENS: usize = 2048;
+/// Most logits that one step gives, where every row of it is asked for.
+const LOGITS_AT_ONCE: usize = 32 << 20;
 
 /// Flags of `eval`.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,14 +40,17 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE", requires = "input")]
     pub output: Option<PathBuf>,
     /// Instead: perplexity of the lines {"text": …} or {"ids": […]} of this file, which are scored one by one.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["generate", "rows", "trace"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["generate", "rows", "trace", "kv_blocks", "repeat"])]
     pub perplexity: Option<PathBuf>,
-    /// Print the perplexity as JSON.
-    #[arg(long, requires = "perplexity")]
+    /// Print the perplexity, or how each sequence was run, as JSON.
+    #[arg(long)]
     pub json: bool,
     /// Number format of the weights; `auto` is the checkpoint's own.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
+    /// Quantisation of the weights: none.
+    #[arg(long, value_name = "none", default_value = "none", value_parser = quantization)]
+    pub quantization: Quantization,
     /// Continue greedily by N tokens, end-of-sequence ignored: `greedy.tokens [N]`, `greedy.logits [N, vocab]`.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub generate: usize,
@@ -48,9 +60,16 @@ pub struct EvalArgs {
     /// Also write `embed`, `layer.N`, `norm` and `router.N.{logits,index,weight}`.
     #[arg(long)]
     pub trace: bool,
-    /// Tokens of a prompt that run in one step.
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = positive)]
-    pub chunk: usize,
+    /// Most tokens of one prompt in one step. Default: as many as a step has room for.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub chunk: Option<usize>,
+    /// Blocks of the key-value cache, of 32 tokens each; with few, sequences of a batch are preempted and computed again.
+    /// Default: as many as all sequences need at once.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub kv_blocks: Option<usize>,
+    /// Run the same input so often, so that later runs find it in the prefix cache; the last is written.
+    #[arg(long, value_name = "R", default_value_t = 1, value_parser = positive)]
+    pub repeat: usize,
     /// A low-rank adapter in PEFT's layout, applied to every sequence.
     #[arg(long, value_name = "NAME=DIR", value_parser = named_folder)]
     pub adapter: Option<(String, PathBuf)>,
@@ -63,6 +82,27 @@ pub struct EvalArgs {
     /// What computes.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
+    /// Insist on the same bits in any batch, chunk, preemption and number of threads. The kernels give them anyway; candle
+    /// is refused.
+    #[arg(long)]
+    pub deterministic: bool,
+}
+
+/// Quantisation of the weights.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Quantization {
+    /// Weights are computed as `--dtype` says.
+    #[default]
+    None,
+}
+
+fn quantization(text: &str) -> Result<Quantization, String> {
+    match text {
+        "none" => Ok(Quantization::None),
+        _ => {
+            Err("this worker computes unquantised weights only; give none, and choose their format with --dtype".into())
+        }
+    }
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -86,6 +126,11 @@ fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
 /// What to write to the termination log and exit with.
 pub fn run(args: &EvalArgs) -> Result<(), TerminationMessage> {
     if args.backend == BackendChoice::Candle {
+        if args.deterministic {
+            return Err(usage(
+                "--deterministic does not go with --backend candle, whose sums depend on the batch".into(),
+            ));
+        }
         limit_candle_threads(args)?;
     }
     let checkpoint = Checkpoint::inspect(&args.model).map_err(|error| error.termination())?;
@@ -95,33 +140,73 @@ pub fn run(args: &EvalArgs) -> Result<(), TerminationMessage> {
     match (&args.input, &args.output, &args.perplexity) {
         (_, _, Some(file)) => perplexity::run(args, &checkpoint, file),
         (Some(input), Some(output), None) => {
-            let sequences = tensors::read(input).map_err(usage)?;
-            let longest = sequences.iter().map(|sequence| sequence.ids.len() + args.generate).max().unwrap_or(0);
-            let blocks =
-                sequences.iter().map(|sequence| (sequence.ids.len() + args.generate).div_ceil(BLOCK_TOKENS)).sum();
-            let mut executor = load(args, &checkpoint, longest, blocks, sequences.len())?;
+            let tensors::Input { sequences, numbered } = tensors::read(input).map_err(usage)?;
+            let vocab = checkpoint.config.vocab_size;
+            let rows = if args.rows == Rows::All { LogitRows::All } else { LogitRows::Last };
             let settings = Settings {
                 generate: args.generate,
-                chunk: args.chunk,
+                chunk: args.chunk.unwrap_or(usize::MAX),
+                step_tokens: step_tokens(args.chunk, rows, vocab),
+                repeat: args.repeat,
                 rows: args.rows,
                 trace: args.trace,
                 adapter: args.adapter.is_some(),
             };
+            let sizes = Sizes::new(&sequences, args, settings.bounds(sequences.len()))?;
+            let mut executor = load(args, &checkpoint, &sizes)?;
             let results = evaluate(&mut executor, &sequences, &settings).map_err(|error| failed(&error))?;
-            tensors::write(output, results, checkpoint.config.vocab_size).map_err(usage)
+            report(&sequences, &results, args);
+            tensors::write(output, results, numbered, vocab).map_err(usage)
         }
         _ => Err(usage("give --input and --output, or --perplexity".to_owned())),
     }
 }
 
-/// Loads the model with a cache of `blocks` for `sequences` of at most `longest` tokens.
-fn load(
-    args: &EvalArgs,
-    checkpoint: &Checkpoint,
+/// Most tokens in one step.
+fn step_tokens(chunk: Option<usize>, rows: LogitRows, vocab: usize) -> usize {
+    let tokens = STEP_TOKENS.max(chunk.unwrap_or(0));
+    if rows == LogitRows::All { tokens.min((LOGITS_AT_ONCE / vocab).max(1)) } else { tokens }
+}
+
+/// What the executor must have room for.
+struct Sizes {
+    /// Tokens of the longest sequence, continuation included.
     longest: usize,
+    /// Blocks of the cache.
     blocks: usize,
-    sequences: usize,
-) -> Result<ModelExecutor, TerminationMessage> {
+    /// Limits of a step.
+    bounds: Bounds,
+}
+
+impl Sizes {
+    fn new(sequences: &[Sequence], args: &EvalArgs, bounds: Bounds) -> Result<Self, TerminationMessage> {
+        let tokens = || sequences.iter().map(|sequence| sequence.ids.len().saturating_add(args.generate));
+        let longest = tokens().max().unwrap_or(0);
+        let needed = longest.div_ceil(BLOCK_TOKENS);
+        // The scheduler starts a sequence when that leaves a block for each of those that run.
+        let together = tokens().map(|tokens| tokens.div_ceil(BLOCK_TOKENS).saturating_add(1));
+        let blocks = args.kv_blocks.unwrap_or_else(|| together.fold(0, usize::saturating_add));
+        if blocks < needed {
+            return Err(usage(format!(
+                "--kv-blocks {blocks} holds {} tokens, fewer than the {longest} of the longest sequence with what \
+                 --generate adds: give at least {needed}",
+                blocks * BLOCK_TOKENS
+            )));
+        }
+        Ok(Self { longest, blocks, bounds })
+    }
+}
+
+/// Loads the model with room for `sizes`.
+fn load(args: &EvalArgs, checkpoint: &Checkpoint, sizes: &Sizes) -> Result<ModelExecutor, TerminationMessage> {
+    let Sizes { longest, blocks, bounds } = *sizes;
+    let context = checkpoint.config.max_positions;
+    if longest > context {
+        return Err(usage(format!(
+            "the longest sequence has {longest} tokens with what --generate adds, more than the context of {context} of \
+             this model: shorten it"
+        )));
+    }
     let standard = LoadOptions::default();
     let options = LoadOptions {
         dtype: args.dtype,
@@ -130,12 +215,42 @@ fn load(
         threads: args.threads.unwrap_or(standard.threads),
         kv: KvSize::Blocks(blocks),
         max_model_len: Some(longest),
-        max_num_seqs: sequences,
-        max_num_batched_tokens: args.chunk.min(longest).saturating_mul(sequences),
+        max_num_seqs: bounds.max_num_seqs,
+        max_num_batched_tokens: bounds.max_num_batched_tokens.min(blocks.saturating_mul(BLOCK_TOKENS)),
         memory_limit: MemoryLimit::of_this_process(),
         adapters: args.adapter.iter().cloned().collect(),
     };
     model::load(checkpoint, &options, &|_| {}).map_err(|error: LoadError| error.termination())
+}
+
+/// How one sequence was run, as JSON.
+#[derive(Serialize)]
+struct Report {
+    tokens: usize,
+    generated: usize,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+/// Says how the sequences were run: in one line on stderr, and one by one on stdout when asked for.
+fn report(sequences: &[Sequence], results: &[Evaluation], args: &EvalArgs) {
+    let sum = |figure: fn(&Figures) -> usize| results.iter().map(|result| figure(&result.figures)).sum::<usize>();
+    eprintln!(
+        "{} sequences: {} preemptions, after which {} tokens ran again; {} tokens found in the prefix cache",
+        results.len(),
+        sum(|figures| figures.preemptions),
+        sum(|figures| figures.recomputed_tokens),
+        sum(|figures| figures.prefix_hit_tokens),
+    );
+    if args.json {
+        let reports = sequences.iter().zip(results).map(|(sequence, result)| Report {
+            tokens: sequence.ids.len(),
+            generated: result.greedy_tokens.len(),
+            figures: result.figures,
+        });
+        let reports: Vec<_> = reports.collect();
+        println!("{}", serde_json::json!({ "sequences": reports }));
+    }
 }
 
 /// Candle sizes its own pools by the machine's cores unless the environment says otherwise, and only reads that at

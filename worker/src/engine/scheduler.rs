@@ -31,6 +31,8 @@ pub struct Bounds {
     pub max_num_seqs: usize,
     /// Most tokens in one step; at least `max_num_seqs`.
     pub max_num_batched_tokens: usize,
+    /// Most tokens of one prompt in one step, at least 1.
+    pub long_prefill_token_threshold: usize,
     /// Looks for prompts in the prefix cache.
     pub prefix_caching: bool,
 }
@@ -42,6 +44,12 @@ pub struct Pace {
     pub cost: StepCost,
     /// Seconds that a step may last while sequences decode.
     pub target: f64,
+}
+
+impl Pace {
+    /// Steps are as large as the [`Bounds`] allow, however long they last.
+    pub const UNLIMITED: Pace =
+        Pace { cost: StepCost { base: 1e-9, per_token: 0.0, per_sequence: 0.0, per_context: 0.0 }, target: 1.0 };
 }
 
 /// A sequence to be scheduled.
@@ -390,7 +398,7 @@ impl Scheduler {
         let least = if step.prompt_rows() == 0 { LEAST_CHUNK } else { 0 };
         let room = paced.max(least).min(self.bounds.max_num_batched_tokens - step.shape.tokens);
         let share = room.saturating_sub(behind).max(room.div_ceil(2));
-        let rows = missing.min(share);
+        let rows = missing.min(share).min(self.bounds.long_prefill_token_threshold);
         // A piece ends at the end of a block where it can: whole tiles are cheapest.
         if rows < missing && rows >= BLOCK_TOKENS { rows - (start + rows) % BLOCK_TOKENS } else { rows }
     }

@@ -66,6 +66,7 @@ impl Turns {
         let bounds = Bounds {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
+            long_prefill_token_threshold: usize::MAX,
             prefix_caching: config.enable_prefix_caching,
         };
         let pool = Blocks::new(executor.geometry().blocks, config.prefix_cache_key);

@@ -7,16 +7,16 @@ use std::path::Path;
 use ernie_proto::failure::TerminationMessage;
 use serde::{Deserialize, Serialize};
 
-use super::evaluate::{Sequence, Settings, evaluate};
-use super::{EvalArgs, failed, load, message, usage};
-use crate::executor::BLOCK_TOKENS;
+use super::evaluate::{Sequence, Settings};
+use super::serving::{Computed, Serving, Wanted};
+use super::{EvalArgs, Sizes, failed, load, message, step_tokens, usage};
+use crate::engine::scheduler::Bounds;
+use crate::executor::{BLOCK_TOKENS, LogitRows};
 use crate::model::Checkpoint;
 use crate::tokenizer::Tokenizer;
 
 /// The longest line, in bytes.
 const LINE_LIMIT: u64 = 16 << 20;
-/// Logits that are held at a time.
-const LOGITS_AT_ONCE: usize = 32 << 20;
 
 /// One line of the file.
 #[derive(Deserialize)]
@@ -41,21 +41,28 @@ pub(super) fn run(args: &EvalArgs, checkpoint: &Checkpoint, file: &Path) -> Resu
     let sequences = read(checkpoint, file)?;
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
     let vocab = checkpoint.config.vocab_size;
-    let mut executor = load(args, checkpoint, longest, longest.div_ceil(BLOCK_TOKENS), 1)?;
     let settings = Settings {
-        chunk: args.chunk.min((LOGITS_AT_ONCE / vocab).max(1)),
-        adapter: args.adapter.is_some(),
+        chunk: args.chunk.unwrap_or(usize::MAX),
+        step_tokens: step_tokens(args.chunk, LogitRows::All, vocab),
         ..Settings::default()
     };
+    // Every row is to be computed, also of lines that begin alike.
+    let bounds = Bounds { prefix_caching: false, ..settings.bounds(1) };
+    let sizes = Sizes { longest, blocks: longest.div_ceil(BLOCK_TOKENS), bounds };
+    let mut executor = load(args, checkpoint, &sizes)?;
+    let wanted = Wanted { generate: 0, rows: LogitRows::All, trace: false, adapter: args.adapter.is_some() };
+    let mut serving = Serving::new(&mut executor, bounds, wanted);
     let mut score = Score::default();
     for ids in sequences {
-        let targets = ids[1..].to_vec();
-        let sequence = Sequence { ids, positions: None };
-        for result in evaluate(&mut executor, &[sequence], &settings).map_err(|error| failed(&error))? {
-            let rows = result.logits.chunks_exact(vocab);
-            score.nll += rows.zip(&targets).map(|(row, &target)| surprise(row, target)).sum::<f64>();
-        }
-        score.tokens += targets.len();
+        let sequence = [Sequence { ids, positions: None }];
+        let mut add = |computed: Computed<'_>| {
+            let targets = &sequence[0].ids[computed.step.start as usize + 1..];
+            let rows = computed.logits.chunks_exact(vocab);
+            score.nll += rows.zip(targets).map(|(row, &target)| surprise(row, target)).sum::<f64>();
+            Ok(())
+        };
+        serving.round(&sequence, &mut add).map_err(|error| failed(&error))?;
+        score.tokens += sequence[0].ids.len() - 1;
     }
     score.perplexity = (score.nll / score.tokens as f64).exp();
     let text = if args.json {

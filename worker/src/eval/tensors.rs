@@ -1,7 +1,7 @@
 //! The safetensors files that `eval` reads and writes.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, View};
@@ -11,8 +11,17 @@ use super::evaluate::{Evaluation, Sequence};
 /// The largest input file, in bytes.
 const INPUT_LIMIT: u64 = 64 << 20;
 
-/// Reads the sequences of an input file. Errors are sentences.
-pub(super) fn read(path: &Path) -> Result<Vec<Sequence>, String> {
+/// What an input file holds.
+#[derive(Debug)]
+pub(super) struct Input {
+    /// At least one.
+    pub(super) sequences: Vec<Sequence>,
+    /// Whether their names are numbered, as those of the results will be.
+    pub(super) numbered: bool,
+}
+
+/// Reads an input file. Errors are sentences.
+pub(super) fn read(path: &Path) -> Result<Input, String> {
     let shown = path.display();
     let length = std::fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?.len();
     if length > INPUT_LIMIT {
@@ -34,14 +43,29 @@ pub(super) fn read(path: &Path) -> Result<Vec<Sequence>, String> {
             _ => Ok(Sequence { ids, positions }),
         }
     };
-    if file.tensor("input_ids").is_ok() {
-        return Ok(vec![sequence("")?]);
-    }
-    let count = (0..).take_while(|index| file.tensor(&format!("input_ids.{index}")).is_ok()).count();
-    if count == 0 {
+    let numbered = file.tensor("input_ids").is_err();
+    let suffixes: Vec<String> = if numbered {
+        let suffixes = (0..).map(|index| format!(".{index}"));
+        suffixes.take_while(|suffix| file.tensor(&format!("input_ids{suffix}")).is_ok()).collect()
+    } else {
+        vec![String::new()]
+    };
+    if suffixes.is_empty() {
         return Err(format!("{shown} has neither input_ids nor input_ids.0"));
     }
-    (0..count).map(|index| sequence(&format!(".{index}"))).collect()
+    let known: HashSet<&str> = suffixes.iter().map(String::as_str).collect();
+    if let Some(name) = file.names().into_iter().find(|name| is_left_over(name, &known)) {
+        let remedy = "number sequences from 0 without a gap, or name a single one input_ids";
+        return Err(format!("{shown}: {name} belongs to no sequence: {remedy}"));
+    }
+    let sequences = suffixes.iter().map(|suffix| sequence(suffix)).collect::<Result<_, _>>()?;
+    Ok(Input { sequences, numbered })
+}
+
+/// Whether a tensor looks like part of an input and is none of the sequences that are read.
+fn is_left_over(name: &str, suffixes: &HashSet<&str>) -> bool {
+    let suffix = name.strip_prefix("input_ids").or_else(|| name.strip_prefix("position_ids"));
+    suffix.is_some_and(|suffix| !suffixes.contains(suffix))
 }
 
 /// The whole numbers of a tensor, if it is there.
@@ -97,12 +121,11 @@ impl View for Output {
     }
 }
 
-/// Writes the results of a run; in a batch every name ends in the sequence's number. Errors are sentences.
-pub(super) fn write(path: &Path, results: Vec<Evaluation>, vocab: usize) -> Result<(), String> {
-    let batch = results.len() > 1;
+/// Writes the results of a run; when `numbered`, every name ends in the sequence's number. Errors are sentences.
+pub(super) fn write(path: &Path, results: Vec<Evaluation>, numbered: bool, vocab: usize) -> Result<(), String> {
     let mut tensors = BTreeMap::new();
     for (index, result) in results.into_iter().enumerate() {
-        let suffix = if batch { format!(".{index}") } else { String::new() };
+        let suffix = if numbered { format!(".{index}") } else { String::new() };
         for (name, tensor) in named(result, vocab) {
             tensors.insert(format!("{name}{suffix}"), tensor);
         }
@@ -154,7 +177,8 @@ mod tests {
     fn a_batch_is_read_in_the_order_of_its_numbers() {
         let (_folder, path) =
             file(&[("input_ids.1", &[4]), ("input_ids.0", &[1, 2, 3]), ("position_ids.0", &[0, 5, 9])]);
-        let sequences = read(&path).expect("read");
+        let Input { sequences, numbered } = read(&path).expect("read");
+        assert!(numbered);
         assert_eq!(sequences[0], Sequence { ids: vec![1, 2, 3], positions: Some(vec![0, 5, 9]) });
         assert_eq!(sequences[1], Sequence { ids: vec![4], positions: None });
     }
@@ -165,6 +189,9 @@ mod tests {
             (&[("ids", &[1][..])][..], "neither input_ids"),
             (&[("input_ids", &[])], "empty"),
             (&[("input_ids", &[1, 2]), ("position_ids", &[0])], "1 numbers for 2 ids"),
+            (&[("input_ids.0", &[1]), ("input_ids.2", &[1])], "input_ids.2 belongs to no sequence"),
+            (&[("input_ids.0", &[1]), ("position_ids.1", &[0])], "position_ids.1 belongs to no sequence"),
+            (&[("input_ids", &[1]), ("input_ids.0", &[1])], "input_ids.0 belongs to no sequence"),
         ] {
             let (_folder, path) = file(tensors);
             let error = read(&path).expect_err("refused");

@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use crate::executor::{BLOCK_TOKENS, ExecuteError, Geometry, LogitRows, SequenceStep, StepPlan};
 
+/// The first rotary position that is not exact in single precision, and so is refused.
+pub const POSITION_LIMIT: u32 = 1 << 24;
+
 /// The rows of one sequence in a batch.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Span {
@@ -108,7 +111,7 @@ fn check(sequence: &SequenceStep, geometry: &Geometry, adapters: usize) -> Resul
             return Err(format!("{} positions for {rows} tokens", positions.len()));
         }
         Some(positions) => {
-            if let Some(position) = positions.iter().find(|&&position| position >= 1 << 24) {
+            if let Some(position) = positions.iter().find(|&&position| position >= POSITION_LIMIT) {
                 return Err(format!("position {position} is not exact in single precision"));
             }
         }

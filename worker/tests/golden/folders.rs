@@ -3,20 +3,10 @@
 use ernie_worker::eval::evaluate::{Sequence, Settings, evaluate};
 use ernie_worker::model::DtypeChoice;
 
-use crate::reference::{DENSE, Engine, F32, MOE, Reference, distance, folder, near, single};
-
-/// The tolerance of a folder in its own number format.
-fn tolerance(name: &str) -> f32 {
-    match name {
-        "dense-bf16" => 0.25,
-        "moe-bf16" => 0.6,
-        _ => F32,
-    }
-}
-
-fn is_bf16(name: &str) -> bool {
-    name.ends_with("bf16")
-}
+use crate::reference::{
+    DENSE, Engine, F32, MOE, Reference, assert_routes, distance, folder, is_bf16, near, near_greedy_bf16, single,
+    tolerance,
+};
 
 fn all_folders() -> impl Iterator<Item = &'static str> {
     DENSE.into_iter().chain(MOE)
@@ -58,31 +48,7 @@ fn routers_choose_the_reference_s_experts_with_its_weights() {
             let reference = Reference::of(name);
             let settings = Settings { trace: true, ..Settings::default() };
             let result = engine.run(name, &reference.prompt(), &settings);
-            let layers = reference.names().iter().filter(|name| name.ends_with(".index")).count();
-            assert_eq!(result.trace.routers.len(), layers, "{name}: layers with experts");
-            let (scores, weights) = if is_bf16(name) { (0.25, 0.02) } else { (F32, 1e-4) };
-            for router in &result.trace.routers {
-                let layer = format!("router.{}", router.layer);
-                near(&format!("{name} {layer}"), &router.logits, &reference.floats(&format!("{layer}.logits")), scores);
-                let expected_index = reference.numbers(&format!("{layer}.index"));
-                let expected_weight = reference.floats(&format!("{layer}.weight"));
-                for row in 0..result.trace.count {
-                    let places = row * router.routes.active..(row + 1) * router.routes.active;
-                    // as sets: equal scores may come in either order
-                    let pairs = |index: &[u32], weight: &[f32]| {
-                        let mut pairs: Vec<(u32, f32)> =
-                            places.clone().map(|place| (index[place], weight[place])).collect();
-                        pairs.sort_by_key(|pair| pair.0);
-                        pairs
-                    };
-                    let (ours, theirs) =
-                        (pairs(&router.routes.index, &router.routes.weight), pairs(&expected_index, &expected_weight));
-                    for ((expert, weight), (expected, expected_weight)) in ours.into_iter().zip(theirs) {
-                        assert_eq!(expert, expected, "{name} {layer} row {row}");
-                        assert!((weight - expected_weight).abs() <= weights, "{name} {layer} row {row}");
-                    }
-                }
-            }
+            assert_routes(name, &format!("{name} {engine:?}"), &result.trace, &reference);
         }
     }
 }
@@ -112,12 +78,7 @@ fn bf16_fed_with_the_reference_s_tokens_stays_near_its_rows() {
             let fed = Sequence { ids: [&prompt[..], &tokens[..tokens.len() - 1]].concat(), positions: None };
             let result = engine.run(name, &fed, &Settings::default());
             let rows = &result.logits[(prompt.len() - 1) * vocab..];
-            near(&format!("{name} {engine:?} fed"), rows, &expected, 0.7);
-            for (ours, theirs) in rows.chunks(vocab).zip(expected.chunks(vocab)) {
-                let best = |row: &[f32]| row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let choice = ours.iter().position(|&logit| logit == best(ours)).expect("a largest");
-                assert!(theirs[choice] >= best(theirs) - 0.5, "{name} {engine:?}");
-            }
+            near_greedy_bf16(&format!("{name} {engine:?} fed"), rows, &expected);
         }
     }
 }
@@ -224,24 +185,6 @@ fn a_mixed_batch_in_chunks_gives_what_each_sequence_gives_alone() {
                         assert!(distance(rows, expected) < 1e-4, "{what} {stage}");
                     }
                 }
-            }
-        }
-    }
-}
-
-#[test]
-fn the_kernels_give_the_same_bits_in_batches_chunks_and_any_number_of_threads() {
-    for name in ["dense-tied", "dense-bf16", "moe-shared"] {
-        let sequences = mixed(&Reference::of(name));
-        let mut executor = Engine::best().load(&folder(name), DtypeChoice::Auto, &[]);
-        let settings = Settings { generate: 8, ..Settings::default() };
-        let expected: Vec<_> = sequences.iter().map(|sequence| single(&mut executor, sequence, &settings)).collect();
-        for chunk in [1, 3, 64] {
-            let results = evaluate(&mut executor, &sequences, &Settings { chunk, ..settings }).expect("evaluated");
-            for (result, expected) in results.iter().zip(&expected) {
-                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-                assert_eq!(bits(&result.logits), bits(&expected.logits), "{name} in chunks of {chunk}");
-                assert_eq!(bits(&result.greedy_logits), bits(&expected.greedy_logits), "{name} in chunks of {chunk}");
             }
         }
     }

@@ -1,10 +1,12 @@
 //! Golden folders, and what is compared with them.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ernie_kernels::Level;
 use ernie_worker::eval::evaluate::{Evaluation, Sequence, Settings, evaluate};
 use ernie_worker::executor::BLOCK_TOKENS;
+use ernie_worker::model::trace::Trace;
 use ernie_worker::model::{self, BackendChoice, Checkpoint, DtypeChoice, KvSize, LoadOptions, ModelExecutor};
 use safetensors::SafeTensors;
 
@@ -15,6 +17,25 @@ pub(crate) const DENSE: [&str; 7] =
 pub(crate) const MOE: [&str; 3] = ["moe-shared", "moe-noshared", "moe-bf16"];
 /// Tolerance of f32 logits.
 pub(crate) const F32: f32 = 5e-4;
+
+/// The tolerance of a folder in its own number format.
+pub(crate) fn tolerance(name: &str) -> f32 {
+    match name {
+        "dense-bf16" => 0.25,
+        "moe-bf16" => 0.6,
+        _ => F32,
+    }
+}
+
+/// Whether a folder's weights are bf16.
+pub(crate) fn is_bf16(name: &str) -> bool {
+    name.ends_with("bf16")
+}
+
+/// An adapter of `dense-lora`, as it is given to a worker.
+pub(crate) fn adapter(name: &str) -> (String, PathBuf) {
+    (name.to_owned(), folder("dense-lora").join(name))
+}
 
 /// Where a golden folder lies.
 pub(crate) fn folder(name: &str) -> PathBuf {
@@ -71,6 +92,14 @@ pub(crate) struct Engine(pub(crate) BackendChoice, pub(crate) Option<Level>);
 impl Engine {
     /// candle, and the kernels at every level that this CPU has.
     pub(crate) fn all() -> Vec<Engine> {
+        static TOLD: std::sync::Once = std::sync::Once::new();
+        TOLD.call_once(|| {
+            for level in Level::ALL.into_iter().filter(|level| !level.is_available()) {
+                // straight to the terminal: what a passing test prints is not shown
+                let _ =
+                    writeln!(std::io::stderr(), "SKIPPED: the golden tests at {level}, which this CPU does not have");
+            }
+        });
         let kernels = Level::available().map(|level| Engine(BackendChoice::Cpu, Some(level)));
         std::iter::once(Engine(BackendChoice::Candle, None)).chain(kernels).collect()
     }
@@ -82,17 +111,24 @@ impl Engine {
 
     /// Loads a folder with a cache of a few hundred tokens.
     pub(crate) fn load(self, path: &Path, dtype: DtypeChoice, adapters: &[(String, PathBuf)]) -> ModelExecutor {
+        self.load_with(path, |options| {
+            options.dtype = dtype;
+            options.adapters = adapters.to_vec();
+        })
+    }
+
+    /// The same with other options.
+    pub(crate) fn load_with(self, path: &Path, change: impl FnOnce(&mut LoadOptions)) -> ModelExecutor {
         let checkpoint = Checkpoint::inspect(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let options = LoadOptions {
-            dtype,
+        let mut options = LoadOptions {
             backend: self.0,
             level: self.1,
             threads: 2,
             kv: KvSize::Blocks(2048 / BLOCK_TOKENS),
             max_model_len: Some(1024),
-            adapters: adapters.to_vec(),
             ..LoadOptions::default()
         };
+        change(&mut options);
         model::load(&checkpoint, &options, &|_| {}).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
@@ -120,4 +156,45 @@ pub(crate) fn near(what: &str, a: &[f32], b: &[f32], tolerance: f32) {
     let distance = distance(a, b);
     println!("{what}: {distance:.2e} of {tolerance:.0e}");
     assert!(distance <= tolerance, "{what}: {distance} apart, at most {tolerance} allowed");
+}
+
+/// Fails unless the routers chose the reference's experts for its prompt, with its shares.
+pub(crate) fn assert_routes(name: &str, what: &str, trace: &Trace, reference: &Reference) {
+    let layers = reference.names().iter().filter(|name| name.ends_with(".index")).count();
+    assert_eq!(trace.routers.len(), layers, "{what}: layers with experts");
+    let (scores, shares) = if is_bf16(name) { (0.25, 0.02) } else { (F32, 1e-4) };
+    for router in &trace.routers {
+        let layer = format!("router.{}", router.layer);
+        let logits = reference.floats(&format!("{layer}.logits"));
+        near(&format!("{what} {layer}"), &router.logits, &logits, scores);
+        let index = reference.numbers(&format!("{layer}.index"));
+        let weight = reference.floats(&format!("{layer}.weight"));
+        let active = router.routes.active;
+        for row in 0..trace.count {
+            // as sets: equal scores may come in either order
+            let pairs = |index: &[u32], weight: &[f32]| {
+                let places = row * active..(row + 1) * active;
+                let mut pairs: Vec<(u32, f32)> = places.map(|place| (index[place], weight[place])).collect();
+                pairs.sort_by_key(|pair| pair.0);
+                pairs
+            };
+            let ours = pairs(&router.routes.index, &router.routes.weight);
+            for ((expert, share), (expected, expected_share)) in ours.into_iter().zip(pairs(&index, &weight)) {
+                assert_eq!(expert, expected, "{what} {layer} row {row}");
+                assert!((share - expected_share).abs() <= shares, "{what} {layer} row {row}");
+            }
+        }
+    }
+}
+
+/// Fails unless rows computed behind the reference's own bf16 tokens are near its rows, and our choice is one that the
+/// reference holds nearly as good as its best.
+pub(crate) fn near_greedy_bf16(what: &str, rows: &[f32], expected: &[f32]) {
+    const VOCAB: usize = 320;
+    near(what, rows, expected, 0.7);
+    for (ours, theirs) in rows.chunks(VOCAB).zip(expected.chunks(VOCAB)) {
+        let best = |row: &[f32]| row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let choice = ours.iter().position(|&logit| logit == best(ours)).expect("a largest");
+        assert!(theirs[choice] >= best(theirs) - 0.5, "{what}");
+    }
 }

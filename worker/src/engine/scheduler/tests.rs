@@ -5,11 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::executor::{LogitRows, SequenceStep};
 
-const UNLIMITED: Pace =
-    Pace { cost: StepCost { base: 1e-9, per_token: 0.0, per_sequence: 0.0, per_context: 0.0 }, target: 1.0 };
+const UNLIMITED: Pace = Pace::UNLIMITED;
 
 fn bounds(max_num_seqs: usize, max_num_batched_tokens: usize) -> Bounds {
-    Bounds { max_num_seqs, max_num_batched_tokens, prefix_caching: true }
+    Bounds { max_num_seqs, max_num_batched_tokens, long_prefill_token_threshold: usize::MAX, prefix_caching: true }
 }
 
 fn scheduler(bounds: Bounds, blocks: usize) -> Scheduler {
@@ -54,6 +53,16 @@ fn prompts_and_decoding_sequences_share_a_step_without_padding() {
     assert_eq!(rows(&step), [(0, 1), (1, 5), (2, 70)]);
     assert_eq!((step.decode_rows, step.prompt_rows(), step.shape.tokens), (1, 75, 76));
     assert!(step.parts.iter().all(|part| part.samples));
+}
+
+#[test]
+fn a_long_prompt_is_read_in_pieces_of_the_threshold_beside_others() {
+    let bounds = Bounds { long_prefill_token_threshold: 7, ..bounds(2, 512) };
+    let mut scheduler = scheduler(bounds, 10);
+    scheduler.add(prompt(0, 15));
+    scheduler.add(prompt(1000, 4));
+    let steps: Vec<_> = (0..4).map(|_| rows(&turn(&mut scheduler, &UNLIMITED, 7))).collect();
+    assert_eq!(steps, [[(0, 7), (1, 4)], [(1, 1), (0, 7)], [(0, 1), (1, 1)], [(0, 1), (1, 1)]]);
 }
 
 #[test]
@@ -539,13 +548,15 @@ proptest! {
     #[test]
     fn engines_of_any_size_keep_every_invariant(
         (max_num_seqs, spare_tokens) in (1usize..9, 0usize..200),
+        long_prefill_token_threshold in prop_oneof![Just(usize::MAX), 1usize..100],
         prefix_caching: bool,
         blocks in 1usize..40,
         most in 1usize..16,
         seed: u64,
     ) {
         let max_num_batched_tokens = max_num_seqs + spare_tokens;
-        let mut world = World::new(Bounds { max_num_seqs, max_num_batched_tokens, prefix_caching }, blocks, seed);
+        let bounds = bounds(max_num_seqs, max_num_batched_tokens);
+        let mut world = World::new(Bounds { long_prefill_token_threshold, prefix_caching, ..bounds }, blocks, seed);
         for _ in 0..300 {
             world.turn(most);
             prop_assert_eq!(world.scheduler.audit(), Ok(()));
