@@ -138,6 +138,90 @@ fn an_adapter_is_applied_to_every_sequence() {
     near("adapter", &Results::of(&output).floats("logits"), &reference.floats("lora.adapter-rslora.logits"), F32);
 }
 
+/// Runs a batch and gives the results with how each sequence was run.
+fn run_batch(scratch: &Path, model: &Path, tensors: &[(&str, &[u32])], more: &[&str]) -> (Results, Vec<Value>) {
+    let (input, output) = (scratch.join("in.safetensors"), scratch.join("out.safetensors"));
+    write_ids(&input, tensors);
+    let base = ["--model", text(model), "--input", text(&input), "--output", text(&output), "--json"];
+    let printed = succeeds(&[&base[..], more].concat());
+    let report: Value = serde_json::from_str(&printed).expect("JSON");
+    (Results::of(&output), report["sequences"].as_array().expect("sequences").clone())
+}
+
+fn figure(sequence: &Value, name: &str) -> u64 {
+    sequence[name].as_u64().unwrap_or_else(|| panic!("no {name} in {sequence}"))
+}
+
+#[test]
+fn a_small_cache_preempts_sequences_and_changes_no_result() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    for name in ["dense-tied", "moe-shared"] {
+        let reference = Reference::of(name);
+        let (prompt, far) = (reference.prompt().ids, reference.numbers("gap.position_ids"));
+        let fed = [&prompt[..], &reference.numbers("greedy.tokens")[..12]].concat();
+        let near_by: Vec<u32> = (0..19).collect();
+        let batch = [
+            ("input_ids.0", &fed[..]),
+            ("input_ids.1", &prompt[..]),
+            ("position_ids.1", &near_by[..]),
+            ("input_ids.2", &fed[..]),
+            ("input_ids.3", &prompt[..]),
+            ("position_ids.3", &far[..]),
+        ];
+        for backend in ["cpu", "candle"] {
+            let flags = ["--generate", "40", "--kv-blocks", "4", "--threads", "2", "--backend", backend];
+            let (results, sequences) = run_batch(scratch.path(), &folder(name), &batch, &flags);
+            for victim in [1, 3] {
+                assert!(figure(&sequences[victim], "preemptions") > 0, "{sequences:?}");
+                assert!(figure(&sequences[victim], "recomputed_tokens") > 32, "{sequences:?}");
+            }
+            near("preempted", &results.floats("logits.1"), &reference.floats("logits"), F32);
+            near("preempted, far", &results.floats("logits.3"), &reference.floats("gap.logits"), F32);
+            assert_eq!(
+                results.numbers("greedy.tokens.1")[..24],
+                reference.numbers("greedy.tokens"),
+                "{name} {backend}"
+            );
+            assert_eq!(results.numbers("greedy.tokens.0")[..12], reference.numbers("greedy.tokens")[12..]);
+        }
+    }
+}
+
+#[test]
+fn a_repeated_input_is_found_in_the_prefix_cache_and_changes_no_result() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let reference = Reference::of("moe-noshared");
+    let tokens = reference.numbers("greedy.tokens");
+    let fed = [&reference.prompt().ids[..], &tokens[..20]].concat();
+    for flags in [&["--rows", "all"][..], &["--rows", "last"], &["--rows", "all", "--chunk", "3"], &["--deterministic"]]
+    {
+        let flags = [&["--repeat", "3", "--generate", "4"], flags].concat();
+        let (results, sequences) = run_batch(scratch.path(), &folder("moe-noshared"), &[("input_ids", &fed)], &flags);
+        assert_eq!(figure(&sequences[0], "prefix_hit_tokens"), 32, "{flags:?}");
+        assert_eq!(results.numbers("greedy.tokens"), tokens[20..], "{flags:?}");
+        let rows = results.floats("logits");
+        let greedy = reference.floats("greedy.logits");
+        near("last row", &rows[rows.len() - 320..], &greedy[20 * 320..21 * 320], F32);
+        if !flags.contains(&"last") {
+            // the rows of the tokens that were found are those of the run that computed them
+            near("rows", &rows[..19 * 320], &reference.floats("logits"), F32);
+            near("fed rows", &rows[18 * 320..], &greedy[..21 * 320], F32);
+        }
+    }
+    let (_, once) = run_batch(scratch.path(), &folder("moe-noshared"), &[("input_ids", &fed)], &[]);
+    assert_eq!(figure(&once[0], "prefix_hit_tokens"), 0);
+    assert_eq!((figure(&once[0], "tokens"), figure(&once[0], "steps")), (39, 1));
+}
+
+#[test]
+fn results_are_numbered_as_the_input_is() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let (results, _) = run_batch(scratch.path(), &folder("dense-tied"), &[("input_ids.0", &[5, 6])], &["--trace"]);
+    for name in ["logits.0", "embed.0", "layer.2.0", "norm.0"] {
+        assert_eq!(results.tensor(name).0[0], 2, "{name}");
+    }
+}
+
 /// The lines of the demo model's held-out paragraphs as token ids, without a beginning of sequence, as the reference
 /// scored them.
 fn validation_ids() -> String {
@@ -197,6 +281,12 @@ fn mistakes_have_the_exit_code_of_their_kind_and_a_sentence() {
         (vec!["--model", text(&model), "--input", "/nowhere", "--output", text(&output)], 2, "/nowhere"),
         (vec!["--model", text(&model)], 2, "--perplexity"),
         ([&base[..], &["--level", "avx9"]].concat(), 2, "avx9"),
+        ([&base[..], &["--quantization", "int8"]].concat(), 2, "give none"),
+        ([&base[..], &["--repeat", "0"]].concat(), 2, "at least 1"),
+        ([&base[..], &["--deterministic", "--backend", "candle"]].concat(), 2, "--backend candle"),
+        ([&base[..], &["--generate", "62", "--kv-blocks", "2"]].concat(), 2, "give at least 3"),
+        ([&base[..], &["--generate", "18446744073709551615"]].concat(), 2, "the context of 131072"),
+        (vec!["--model", text(&model), "--perplexity", text(&input), "--repeat", "2"], 2, "--repeat"),
     ] {
         let output = eval(&arguments);
         let errors = String::from_utf8_lossy(&output.stderr);

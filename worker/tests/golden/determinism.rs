@@ -89,5 +89,5 @@ fn long_prompts_of_the_demo_model_give_the_same_bits_however_they_are_run() {
     // Attention reduces 512 places at a time; these begin on either side of the border and cross it.
     let sequence = |from: usize, length: usize| Sequence { ids: ids[from..from + length].to_vec(), positions: None };
     let sequences = [sequence(0, 620), sequence(1000, 500), sequence(2000, 90), sequence(0, 511)];
-    assert_deterministic(&path, None, &sequences, 40, 40);
+    assert_deterministic(&path, None, &sequences, 60, 38);
 }
