@@ -13,7 +13,7 @@ use std::{
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ernie_proto::contract::{GRPC_PORT, HTTP_PORT, TERMINATION_LOG};
 
-use crate::model::DtypeChoice;
+use crate::model::{DeviceChoice, DtypeChoice};
 
 /// Build version, as `version` and `/version` show it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -55,6 +55,9 @@ pub struct ServeArgs {
     /// Name that clients send as `model`. Default: the folder's name.
     #[arg(long, value_name = "NAME", env = "ERNIE_SERVED_MODEL_NAME", value_parser = model_name)]
     pub served_model_name: Option<String>,
+    /// Where the model computes; `auto` is a CUDA device in a build for CUDA where there is one, else the CPU.
+    #[arg(long, value_enum, default_value_t, env = "ERNIE_DEVICE")]
+    pub device: DeviceChoice,
     /// Number format of the weights; `auto` is the checkpoint's own.
     #[arg(long, value_enum, default_value_t, env = "ERNIE_DTYPE")]
     pub dtype: DtypeChoice,
@@ -62,7 +65,7 @@ pub struct ServeArgs {
     /// environment variable separated by commas.
     #[arg(long = "adapter", value_name = "NAME=DIR", env = "ERNIE_ADAPTER", value_delimiter = ',', value_parser = adapter)]
     pub adapters: Vec<(String, PathBuf)>,
-    /// Memory of the key-value cache, for instance 2Gi. Default: what the memory limit leaves.
+    /// Memory of the key-value cache, for instance 2Gi. Default: what the memory limit, or the device, leaves.
     #[arg(long, value_name = "SIZE", env = "ERNIE_KV_CACHE_MEMORY", value_parser = bytes)]
     pub kv_cache_memory: Option<u64>,
     /// Longest prompt and answer together, in tokens. Default: the checkpoint's, as far as the cache holds it.
@@ -197,6 +200,7 @@ impl ServeArgs {
         if self.port == self.http_port && self.port != 0 {
             return Err(format!("--port and --http-port are both {}; choose two ports", self.port));
         }
+        self.device.check()?;
         if let Some(tokens) = self.max_num_batched_tokens.filter(|&tokens| tokens < self.max_num_seqs) {
             return Err(format!(
                 "--max-num-batched-tokens {tokens} is less than --max-num-seqs {}: each running request needs a token of \
@@ -400,6 +404,14 @@ mod tests {
             let error = serve(&[flag, value]).expect_err(value);
             assert!(error.contains(remedy) && error.contains(flag), "{flag} {value}: {error}");
         }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_device_that_this_binary_was_not_built_for_is_refused() {
+        assert!(serve(&["--device", "cuda"]).expect_err("no CUDA").contains("--features cuda"));
+        assert_eq!(serve(&["--device", "cpu"]).expect("parses").device, DeviceChoice::Cpu);
+        assert_eq!(serve(&[]).expect("parses").device, DeviceChoice::Auto);
     }
 
     #[test]

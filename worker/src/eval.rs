@@ -15,8 +15,9 @@ use serde::Serialize;
 
 use crate::engine::scheduler::Bounds;
 use crate::executor::{BLOCK_TOKENS, ExecuteError, LogitRows};
-use crate::model::{self, BackendChoice, Checkpoint, DtypeChoice, KvSize, LoadError, LoadOptions, ModelExecutor};
-use crate::plan::MemoryLimit;
+use crate::model::{
+    self, BackendChoice, Checkpoint, DeviceChoice, DtypeChoice, KvSize, LoadError, LoadOptions, ModelExecutor,
+};
 
 use evaluate::{Evaluation, Figures, Rows, Sequence, Settings, evaluate};
 
@@ -79,9 +80,12 @@ pub struct EvalArgs {
     /// Instruction level of the kernels: scalar, avx2 or avx512. Default: the best that this CPU has.
     #[arg(long, value_name = "LEVEL")]
     pub level: Option<Level>,
-    /// What computes.
+    /// Where it computes; `auto` is a CUDA device in a build for CUDA where there is one, else the CPU.
     #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendChoice,
+    pub device: DeviceChoice,
+    /// What computes. Default: the kernels on the CPU, candle on CUDA.
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendChoice>,
     /// Insist on the same bits in any batch, chunk, preemption and number of threads. The kernels give them anyway; candle
     /// is refused.
     #[arg(long)]
@@ -125,14 +129,10 @@ fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
 /// # Errors
 /// What to write to the termination log and exit with.
 pub fn run(args: &EvalArgs) -> Result<(), TerminationMessage> {
-    if args.backend == BackendChoice::Candle {
-        if args.deterministic {
-            return Err(usage(
-                "--deterministic does not go with --backend candle, whose sums depend on the batch".into(),
-            ));
-        }
+    if args.backend == Some(BackendChoice::Candle) {
         limit_candle_threads(args)?;
     }
+    args.device.check().map_err(usage)?;
     let checkpoint = Checkpoint::inspect(&args.model).map_err(|error| error.termination())?;
     for warning in &checkpoint.warnings {
         eprintln!("warning: {warning}");
@@ -208,16 +208,24 @@ fn load(args: &EvalArgs, checkpoint: &Checkpoint, sizes: &Sizes) -> Result<Model
         )));
     }
     let standard = LoadOptions::default();
+    let (device, backend) = args.device.open(args.backend).map_err(|error| error.termination())?;
+    if args.deterministic && backend == BackendChoice::Candle {
+        let sentence = "--deterministic does not go with candle, whose sums depend on the batch: compute with --device cpu \
+                        --backend cpu";
+        return Err(usage(sentence.into()));
+    }
+    let memory_limit = device.memory_limit().map_err(|error| error.termination())?;
     let options = LoadOptions {
         dtype: args.dtype,
-        backend: args.backend,
+        device,
+        backend,
         level: args.level,
         threads: args.threads.unwrap_or(standard.threads),
         kv: KvSize::Blocks(blocks),
         max_model_len: Some(longest),
         max_num_seqs: bounds.max_num_seqs,
         max_num_batched_tokens: bounds.max_num_batched_tokens.min(blocks.saturating_mul(BLOCK_TOKENS)),
-        memory_limit: MemoryLimit::of_this_process(),
+        memory_limit,
         adapters: args.adapter.iter().cloned().collect(),
     };
     model::load(checkpoint, &options, &|_| {}).map_err(|error: LoadError| error.termination())

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod dtype;
 pub mod ernie;
 pub mod error;
@@ -41,6 +42,7 @@ use crate::plan::{MemoryLimit, MemoryPlan};
 
 pub use self::checkpoint::Checkpoint;
 pub use self::config::{GenerationDefaults, ModelConfig};
+pub use self::device::{ComputeDevice, DeviceChoice};
 pub use self::dtype::{Dtype, DtypeChoice};
 pub use self::error::{LoadError, LoadResult};
 pub use self::executor::ModelExecutor;
@@ -52,7 +54,7 @@ pub enum BackendChoice {
     /// This project's kernels.
     #[default]
     Cpu,
-    /// candle on the CPU: slow, for comparison.
+    /// candle: what computes on CUDA; slow on the CPU, for comparison.
     Candle,
 }
 
@@ -73,6 +75,8 @@ pub enum KvSize {
 pub struct LoadOptions {
     /// The format of the weights in memory.
     pub dtype: DtypeChoice,
+    /// Where it computes.
+    pub device: ComputeDevice,
     /// What computes.
     pub backend: BackendChoice,
     /// The kernels' instruction level; the best that the CPU has when not set.
@@ -87,7 +91,7 @@ pub struct LoadOptions {
     pub max_num_seqs: usize,
     /// Rows of a step; bounds the memory of activations.
     pub max_num_batched_tokens: usize,
-    /// The memory that this process may use, when known.
+    /// The memory that the model may take on its device, when known.
     pub memory_limit: Option<MemoryLimit>,
     /// Low-rank adapters: a name and a folder in PEFT's layout each.
     pub adapters: Vec<(String, PathBuf)>,
@@ -97,6 +101,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: DtypeChoice::Auto,
+            device: ComputeDevice::Cpu,
             backend: BackendChoice::default(),
             level: None,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -123,6 +128,9 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Pr
     let weights = Weights::new(&checkpoint.tensors, progress);
     let weights = if plan.is_tight(checkpoint.tensors.bytes()) { weights.dropping_pages() } else { weights };
     let (forward, adapters, level) = match options.backend {
+        BackendChoice::Cpu if !options.device.is_cpu() => {
+            return Err(LoadError::new(Reason::Usage, "the kernels of the CPU do not compute on another device"));
+        }
         BackendChoice::Cpu => load_cpu(checkpoint, options, &plan, &weights, &adapters)?,
         BackendChoice::Candle => load_candle(checkpoint, options, &plan, &weights, &adapters)?,
     };
@@ -139,7 +147,7 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Pr
 }
 
 /// A decoder that can run, its adapters, and what computes it.
-type Loaded = (Box<dyn Forward>, Vec<LoadedAdapter>, &'static str);
+type Loaded = (Box<dyn Forward>, Vec<LoadedAdapter>, String);
 
 /// Adds the adapters to a model, in order.
 fn attach<P: Pack>(
@@ -178,7 +186,7 @@ fn load_cpu(
     let backend = CpuBackend::new(cpu, &shape)?;
     let mut decoder = Decoder::assemble(config, weights, &backend)?;
     let adapters = attach(adapters, config, &mut decoder, &backend)?;
-    Ok((Box::new(CpuModel { decoder, backend }), adapters, level.name()))
+    Ok((Box::new(CpuModel { decoder, backend }), adapters, level.name().to_owned()))
 }
 
 fn load_candle(
@@ -199,12 +207,13 @@ fn load_candle(
         blocks: plan.kv_blocks,
     };
     // candle multiplies in whatever rayon pool it is called from; its own would have a thread for each core of the node
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads.max(1))
-        .build()
-        .map_err(|error| LoadError::new(Reason::Internal, format!("cannot start threads: {error}")))?;
-    let backend = CandleBackend::new(candle_core::Device::Cpu, &shape)?;
+    let pool = || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
+        pool.map_err(|error| LoadError::new(Reason::Internal, format!("cannot start threads: {error}")))
+    };
+    let pool = options.device.is_cpu().then(pool).transpose()?;
+    let backend = CandleBackend::new(options.device.candle(), &shape)?;
     let mut decoder = Decoder::assemble(config, weights, &backend)?;
     let adapters = attach(adapters, config, &mut decoder, &backend)?;
-    Ok((Box::new(CandleModel { decoder, backend, pool }), adapters, "candle"))
+    Ok((Box::new(CandleModel { decoder, backend, pool }), adapters, options.device.level()))
 }

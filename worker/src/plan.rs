@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::executor::BLOCK_TOKENS;
 use crate::model::adapter::Adapter;
+use crate::model::backend::candle::ATTENTION_SCORES;
 use crate::model::inventory::weight_bytes;
 use crate::model::{Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig};
 use crate::server::{ARRIVING_BYTES, calls::MAX_REQUEST_BYTES};
@@ -25,6 +26,9 @@ const TEXT_BYTES_PER_TOKEN: usize = 32;
 const LEAST_TEXT: usize = 64 << 10;
 /// What a tokenizer takes in memory for each byte of its file.
 const TOKENIZER_FACTOR: u64 = 8;
+/// What is taken on a CUDA device beside what the plan counts: the workspace of cuBLAS, candle's kernels, and what the
+/// allocator rounds up. An estimate.
+const DEVICE_OVERHEAD: u64 = 512 << 20;
 /// A cache for fewer tokens than this, or than the context if that is less, is of no use.
 const USEFUL_TOKENS: usize = 2048;
 /// The largest cache that is taken unasked where no limit was set for this process.
@@ -35,11 +39,11 @@ pub fn longest_text(context: usize) -> usize {
     context.saturating_mul(TEXT_BYTES_PER_TOKEN).clamp(LEAST_TEXT, MAX_REQUEST_BYTES)
 }
 
-/// What a model takes. All sizes in bytes.
+/// What a model takes where it computes: of this process's memory, or of a device's. All sizes in bytes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MemoryPlan {
-    /// What computes: `cpu`.
+    /// What computes: `cpu` or `cuda`.
     pub device: String,
     /// The format of the weights.
     pub dtype: Dtype,
@@ -57,11 +61,11 @@ pub struct MemoryPlan {
     pub kv_bytes: u64,
     /// Activations and logits of the largest step.
     pub activation_bytes: u64,
-    /// The rest of the process.
+    /// The rest of the process, or what a device takes for itself.
     pub overhead_bytes: u64,
     /// All of it together.
     pub needed_bytes: u64,
-    /// What this process may use, when known.
+    /// What this process may use, or what is free on the device, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub available_bytes: Option<u64>,
     /// Who says so, when known.
@@ -81,12 +85,13 @@ impl MemoryPlan {
     pub fn new(checkpoint: &Checkpoint, options: &LoadOptions) -> LoadResult<Self> {
         let config = &checkpoint.config;
         let dtype = options.dtype.resolve(checkpoint.dtype);
-        let kv_cache_dtype = dtype.kv_cache();
+        options.device.check(dtype)?;
+        let kv_cache_dtype = options.device.kv_cache(dtype);
         let adapters = Adapter::inspect_all(&options.adapters)?;
         let longest = longest(config, options.max_model_len)?;
         let kv_bytes_per_token = (2 * config.layers * config.kv_width() * kv_cache_dtype.bytes()) as u64;
         let mut plan = Self {
-            device: "cpu".to_owned(),
+            device: options.device.kind().to_owned(),
             dtype,
             kv_cache_dtype,
             weight_bytes: weight_bytes(checkpoint, dtype)? + adapters.iter().map(Adapter::bytes).sum::<u64>(),
@@ -94,7 +99,7 @@ impl MemoryPlan {
             kv_tokens: 0,
             kv_blocks: 0,
             kv_bytes: 0,
-            activation_bytes: activation_bytes(config, options),
+            activation_bytes: 0,
             overhead_bytes: 0,
             needed_bytes: 0,
             available_bytes: options.memory_limit.map(|limit| limit.bytes),
@@ -104,7 +109,13 @@ impl MemoryPlan {
         let fixed = OVERHEAD + TOKENIZER_FACTOR * tokenizer_bytes(checkpoint);
         let mut context = longest;
         loop {
-            plan.overhead_bytes = fixed + TEXT_FACTOR * longest_text(context) as u64;
+            plan.activation_bytes = activation_bytes(config, options);
+            if options.device.is_cpu() {
+                plan.overhead_bytes = fixed + TEXT_FACTOR * longest_text(context) as u64;
+            } else {
+                plan.activation_bytes += attention_bytes(config, kv_cache_dtype, context);
+                plan.overhead_bytes = DEVICE_OVERHEAD;
+            }
             let useful = context.min(if options.max_model_len.is_some() { context } else { USEFUL_TOKENS });
             plan.set_blocks(plan.choose_blocks(options, useful, context));
             let fits = plan.available_bytes.is_none_or(|available| plan.needed_bytes <= available);
@@ -164,10 +175,17 @@ impl MemoryPlan {
                     self.needed_bytes.div_ceil(1 << 20)
                 ),
             ),
+            Some(LimitSource::Device) => (
+                format!("the {} device has {} free", self.device, size(available)),
+                "take a device with more memory, or end what else runs on it".to_owned(),
+            ),
             _ => (format!("limit is {}", size(available)), "raise spec.resources.limits.memory".to_owned()),
         };
         // A shorter context takes less cache and has shorter texts, which helps only where the rest fits.
-        let texts = TEXT_FACTOR * (longest_text(self.max_model_len) - LEAST_TEXT) as u64;
+        let texts = match self.limit_source {
+            Some(LimitSource::Device) => 0,
+            _ => TEXT_FACTOR * (longest_text(self.max_model_len) - LEAST_TEXT) as u64,
+        };
         if self.needed_bytes.saturating_sub(self.kv_bytes + texts) < available {
             return (limit, format!("{remedy}, or lower --max-model-len or --kv-cache-memory"));
         }
@@ -203,7 +221,7 @@ impl MemoryPlan {
                 let room = match options.memory_limit {
                     // a thirty-second stays free for what no plan knows
                     Some(limit) => (limit.bytes - limit.bytes / 32).saturating_sub(rest).min(match limit.source {
-                        LimitSource::Cgroup | LimitSource::Flag => u64::MAX,
+                        LimitSource::Cgroup | LimitSource::Flag | LimitSource::Device => u64::MAX,
                         LimitSource::Node => UNLIMITED_KV,
                     }),
                     None => UNLIMITED_KV,
@@ -233,6 +251,12 @@ fn activation_bytes(config: &ModelConfig, options: &LoadOptions) -> u64 {
     let row = 3 * config.hidden_size + attention + 2 * config.intermediate_size;
     4 * (options.max_num_batched_tokens as u64 * row as u64
         + 2 * options.max_num_seqs as u64 * config.vocab_size as u64)
+}
+
+/// What attention takes beside that on a device: scores in four states, and keys and values of a sequence of `context`
+/// tokens, gathered from the cache and turned.
+fn attention_bytes(config: &ModelConfig, kv_cache_dtype: Dtype, context: usize) -> u64 {
+    4 * 4 * ATTENTION_SCORES as u64 + 4 * (context * config.kv_width() * kv_cache_dtype.bytes()) as u64
 }
 
 /// Bytes of the tokenizer's file.

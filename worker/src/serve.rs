@@ -144,7 +144,7 @@ impl Worker {
             stop = stopped(&mut stops) => stop,
             message = engine_failure(&engine) => {
                 self.lifecycle.advance(Stage::Draining);
-                return Err(failure(Reason::Internal, message));
+                return Err(failure(self.engine_reason(), message));
             }
         };
         let shutdown = Shutdown {
@@ -165,6 +165,12 @@ impl Worker {
                 Err(failure(Reason::Internal, format!("told to stop twice: {streams} running streams were cut off")))
             }
         }
+    }
+
+    /// Why an engine fails by itself: an accelerator does, if there is one and no panic says otherwise.
+    fn engine_reason(&self) -> Reason {
+        let on_cpu = self.plan.get().is_none_or(|plan| plan["device"] == "cpu");
+        if on_cpu || crate::termination::last_panic().is_some() { Reason::Internal } else { Reason::DeviceError }
     }
 
     /// From a folder to a worker that calls itself ready.

@@ -101,12 +101,11 @@ pub trait Backend: Pack {
     /// What [`Backend::prepare`] makes of a batch.
     type State;
 
-    /// Prepares a batch: rotary angles, and what a device needs of the layout and of the
-    /// `windows` that layers have.
+    /// Prepares a batch: rotary angles, and what a device needs of the layout.
     ///
     /// # Errors
     /// [`ComputeError`], as in every operation.
-    fn prepare(&self, batch: &Batch, windows: &[Option<usize>]) -> Result<Self::State>;
+    fn prepare(&self, batch: &Batch) -> Result<Self::State>;
 
     /// The tokens' rows of the embedding.
     ///

@@ -25,7 +25,7 @@ impl Dtype {
         }
     }
 
-    /// The format of a key-value cache beside weights of this format. Two-byte caches are float16: keys and values are
+    /// The format of a key-value cache beside weights of this format, on the CPU. Two-byte caches are float16: keys and values are
     /// computed in single precision, and bfloat16 would keep an eighth of what float16 does in the same bytes.
     pub fn kv_cache(self) -> Dtype {
         match self {

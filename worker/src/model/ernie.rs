@@ -21,8 +21,6 @@ pub struct Decoder<P: Pack> {
     /// `None` when the embedding is the head.
     head: Option<Affine<P>>,
     eps: f32,
-    /// The windows of the layers' attention, each once.
-    windows: Vec<Option<usize>>,
 }
 
 /// One decoder layer.
@@ -62,10 +60,7 @@ impl<P: Pack> Decoder<P> {
                 bias: bias.map(|bias| vector(pack, bias)).transpose()?,
             })
         };
-        let mut windows: Vec<_> = layers.iter().map(|layer| layer.attention.shape.window).collect();
-        windows.sort_unstable();
-        windows.dedup();
-        Ok(Self { embedding, layers, norm, head, eps: config.rms_norm_eps, windows })
+        Ok(Self { embedding, layers, norm, head, eps: config.rms_norm_eps })
     }
 }
 
@@ -94,7 +89,7 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// [`ComputeError`](super::backend::ComputeError).
     pub fn forward(&self, backend: &mut B, batch: &Batch, mut trace: Option<&mut Trace>) -> Result<Vec<f32>> {
-        let step = Step { batch, state: backend.prepare(batch, &self.windows)? };
+        let step = Step { batch, state: backend.prepare(batch)? };
         let mut stream = backend.embed(&self.embedding, &batch.tokens)?;
         Trace::record(&mut trace, backend, "embed", &stream)?;
         for (number, layer) in self.layers.iter().enumerate() {

@@ -28,17 +28,20 @@ impl Forward for CpuModel {
     }
 }
 
-/// A decoder on candle, with the threads that it may use.
+/// A decoder on candle, with the threads that it may use on the CPU.
 pub(super) struct CandleModel {
     pub(super) decoder: Decoder<CandleBackend>,
     pub(super) backend: CandleBackend,
-    pub(super) pool: rayon::ThreadPool,
+    pub(super) pool: Option<rayon::ThreadPool>,
 }
 
 impl Forward for CandleModel {
     fn forward(&mut self, batch: &Batch, trace: Option<&mut Trace>) -> Result<Vec<f32>> {
         let Self { decoder, backend, pool } = self;
-        pool.install(|| decoder.forward(backend, batch, trace))
+        match pool {
+            Some(pool) => pool.install(|| decoder.forward(backend, batch, trace)),
+            None => decoder.forward(backend, batch, trace),
+        }
     }
 }
 

@@ -14,9 +14,11 @@ pub enum LimitSource {
     Node,
     /// A flag of this process.
     Flag,
+    /// What is free on the accelerator.
+    Device,
 }
 
-/// The memory that this process may use.
+/// The memory that a model may take.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct MemoryLimit {
     /// How much, in bytes.

@@ -99,6 +99,24 @@ fn where_nobody_set_a_limit_the_node_is_named_and_the_remedy_is_another_one() {
 }
 
 #[test]
+fn a_device_without_room_is_named_with_what_is_free_there() {
+    let device = MemoryLimit { bytes: 32 << 20, source: LimitSource::Device };
+    let options = LoadOptions { memory_limit: Some(device), ..LoadOptions::default() };
+    let error = plan("dense-tied", &options).check().expect_err("too small");
+    assert!(error.to_string().contains("device has 32.0 MiB free: take a device with more memory"), "{error}");
+    assert_eq!(error.detail()["limitSource"], "device");
+}
+
+#[test]
+fn attention_on_a_device_takes_more_the_longer_the_context() {
+    let config = Checkpoint::inspect(&folder("dense-tied")).expect("a checkpoint").config;
+    let bytes = |context| attention_bytes(&config, Dtype::Float32, context);
+    // two key-value heads of 32 columns in single precision
+    assert_eq!(bytes(1024) - bytes(0), 4 * 1024 * 2 * 32 * 4);
+    assert_eq!(bytes(0), 1 << 30);
+}
+
+#[test]
 fn a_smaller_context_is_proposed_where_the_rest_fits() {
     let options = LoadOptions { max_model_len: Some(131_072), ..with_limit(128 << 20) };
     let text = plan("dense-tied", &options).check().expect_err("too small").to_string();

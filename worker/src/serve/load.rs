@@ -11,7 +11,7 @@ use crate::{
     engine::{self, Engine, EngineConfig, EngineHandle, Health, Observer, StartError},
     executor::Executor,
     model::{self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor},
-    plan::{MemoryLimit, MemoryPlan, longest_text},
+    plan::{MemoryPlan, longest_text},
     sampling::SamplingParams,
     server::{Served, ServedAdapter, TextBudget, lifecycle::Phase},
     tokenizer::Tokenizer,
@@ -82,15 +82,18 @@ impl Worker {
     /// The one line that says what this worker is.
     fn announce(&self, checkpoint: &Checkpoint, options: &LoadOptions, plan: &MemoryPlan) {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let kernels = || {
+            let level = options.level.unwrap_or_else(ernie_kernels::Level::best).name();
+            format!("{level} kernels on {} threads", options.threads)
+        };
         tracing::info!(
-            "ernie-worker {VERSION} loads {:?} from {}: {}, {}, {} kernels on {} threads, {} MiB of weights, {} MiB of \
+            "ernie-worker {VERSION} loads {:?} from {}: {}, {}, {}, {} MiB of weights, {} MiB of \
              key-value cache for {} tokens, context {}",
             self.name,
             checkpoint.path.display(),
             checkpoint.config.model_type(),
             plan.dtype,
-            options.level.unwrap_or_else(ernie_kernels::Level::best).name(),
-            options.threads,
+            options.device.name().map_or_else(kernels, |name| format!("candle on {name}")),
             mib(plan.weight_bytes),
             mib(plan.kv_bytes),
             plan.kv_tokens,
@@ -110,14 +113,18 @@ struct Inspected {
 fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
     let checkpoint = Checkpoint::inspect(&args.model).map_err(|error| error.termination())?;
     let standard = LoadOptions::default();
+    let (device, backend) = args.device.open(None).map_err(|error| error.termination())?;
+    let memory_limit = device.memory_limit().map_err(|error| error.termination())?;
     let options = LoadOptions {
+        device,
+        backend,
         dtype: args.dtype,
         threads: args.threads.unwrap_or(standard.threads),
         kv: args.kv_cache_memory.map_or(KvSize::Auto, KvSize::Bytes),
         max_model_len: args.max_model_len,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.batched_tokens(),
-        memory_limit: MemoryLimit::of_this_process(),
+        memory_limit,
         adapters: args.adapters.clone(),
         ..standard
     };

@@ -2,6 +2,10 @@
 //!
 //! Slower than the kernels on the CPU (candle multiplies one row by one thread, and widens bf16 weights anew each
 //! time), so it serves there as the reference; its operations are differentiable.
+//!
+//! All that is computed with stays on the device: weights, the cache, activations and indices. What crosses over in a step
+//! is its layout (tokens, slots, angles), the logits, and for each layer with experts the router's scores, whose choice is
+//! made on the host as for every backend.
 
 use std::ops::Range;
 
@@ -23,6 +27,10 @@ impl From<candle_core::Error> for ComputeError {
         ComputeError(error.to_string())
     }
 }
+
+/// The most scores that attention has in memory at once, over all heads: a long prompt is attended in groups of rows. A
+/// quarter of a gigabyte in single precision.
+pub const ATTENTION_SCORES: usize = 1 << 26;
 
 /// What the candle backend needs to know of a model.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +61,11 @@ pub struct CandleBackend {
     frequencies: Frequencies,
     /// Keys and values of each layer, `[blocks · 32, kv_heads · head_dim]`.
     cache: Vec<(Tensor, Tensor)>,
+    /// What is added to a score that counts, 0, and to one that does not, −∞; f32 scalars.
+    visible: Tensor,
+    hidden: Tensor,
+    /// The most scores at once: [`ATTENTION_SCORES`].
+    scores: usize,
 }
 
 impl CandleBackend {
@@ -68,8 +81,10 @@ impl CandleBackend {
         let slots = shape.blocks * BLOCK_TOKENS;
         let empty = || Tensor::zeros((slots, shape.kv_width), cached, &device).map_err(ComputeError::from);
         let cache = (0..shape.layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        let scalar = |value: f32| Tensor::new(value, &device).map_err(ComputeError::from);
+        let (visible, hidden) = (scalar(0.0)?, scalar(f32::NEG_INFINITY)?);
         let frequencies = Frequencies::new(shape.rope_theta, shape.head_dim);
-        Ok(Self { device, stored, working, frequencies, cache })
+        Ok(Self { device, stored, working, frequencies, cache, visible, hidden, scores: ATTENTION_SCORES })
     }
 
     fn tensor(&self, part: &Part<'_>, single: bool) -> LoadResult<Tensor> {
@@ -138,7 +153,8 @@ impl Pack for CandleBackend {
 
     fn matrix_of(&self, numbers: Vec<f32>, inputs: usize) -> LoadResult<Tensor> {
         let shape = (numbers.len() / inputs, inputs);
-        Ok(Tensor::from_vec(numbers, shape, &self.device).map_err(ComputeError::from)?)
+        let matrix = Tensor::from_vec(numbers, shape, &self.device).and_then(|matrix| matrix.to_dtype(self.working));
+        Ok(matrix.map_err(ComputeError::from)?)
     }
 
     fn vector(&self, parts: &[Part<'_>]) -> LoadResult<Tensor> {
@@ -160,6 +176,8 @@ pub struct Prepared {
     sin: Tensor,
     /// Each row's slot, once for each column of a key: `[T, kv_heads · head_dim]`.
     slots: Tensor,
+    /// 0, 1, 2, … to the end of the longest sequence, f32.
+    places: Tensor,
     sequences: Vec<Sequence>,
 }
 
@@ -169,31 +187,121 @@ struct Sequence {
     rows: Range<usize>,
     /// Slots of the tokens seen by any of its rows, in order.
     seen: Tensor,
-    /// For each window: 0 where row i sees token j, −∞ elsewhere, `[rows, seen]`.
-    masks: Vec<(Option<usize>, Tensor)>,
+    /// Its tokens that were in the cache before; the first row has this place.
+    start: usize,
+}
+
+impl Sequence {
+    /// Its tokens, those of the step included.
+    fn length(&self) -> usize {
+        self.start + self.rows.len()
+    }
+}
+
+/// Slots of a sequence's tokens, those of the step included.
+fn slots(span: &Span) -> impl Iterator<Item = u32> + '_ {
+    let slot = |place: usize| span.blocks[place / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (place % BLOCK_TOKENS) as u32;
+    (0..span.start + span.rows.len()).map(slot)
 }
 
 impl CandleBackend {
-    fn sequence(&self, span: &Span, windows: &[Option<usize>]) -> Result<Sequence> {
-        let length = span.start + span.rows.len();
-        let slot =
-            |place: usize| span.blocks[place / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (place % BLOCK_TOKENS) as u32;
-        let masks = windows.iter().map(|&window| Ok((window, self.mask(span, window)?)));
-        Ok(Sequence {
-            rows: span.rows.clone(),
-            seen: self.indices(&(0..length).map(slot).collect::<Vec<_>>())?,
-            masks: masks.collect::<Result<_>>()?,
-        })
+    /// The sequences of a batch; their slots go to the device as one tensor.
+    fn sequences(&self, batch: &Batch) -> Result<Vec<Sequence>> {
+        let seen = self.indices(&batch.spans.iter().flat_map(slots).collect::<Vec<_>>())?;
+        let mut first = 0;
+        let sequence = |span: &Span| {
+            let length = span.start + span.rows.len();
+            let seen = seen.narrow(0, first, length)?;
+            first += length;
+            Ok(Sequence { rows: span.rows.clone(), seen, start: span.start })
+        };
+        batch.spans.iter().map(sequence).collect()
     }
 
-    fn mask(&self, span: &Span, window: Option<usize>) -> Result<Tensor> {
-        let length = span.start + span.rows.len();
-        let mut mask = Vec::with_capacity(span.rows.len() * length);
-        for place in span.start..length {
-            let first = window.map_or(0, |window| (place + 1).saturating_sub(window));
-            mask.extend((0..length).map(|seen| if (first..=place).contains(&seen) { 0.0 } else { f32::NEG_INFINITY }));
+    /// 0 where the rows at `places` of a sequence see one of its first `length` tokens, −∞ elsewhere, `[places, length]`;
+    /// `None` where they see all of them.
+    fn mask(
+        &self,
+        order: &Tensor,
+        places: Range<usize>,
+        length: usize,
+        window: Option<usize>,
+    ) -> Result<Option<Tensor>> {
+        let window = window.filter(|&window| window < length);
+        if places.start + 1 == length && window.is_none() {
+            return Ok(None);
         }
-        Ok(Tensor::from_vec(mask, (span.rows.len(), length), &self.device)?)
+        let shape = (places.len(), length);
+        let seen = order.narrow(0, 0, length)?.unsqueeze(0)?;
+        let places = order.narrow(0, places.start, places.len())?.unsqueeze(1)?;
+        let mut visible = seen.broadcast_le(&places)?;
+        if let Some(window) = window {
+            visible = (visible * (seen + window as f64)?.broadcast_gt(&places)?)?;
+        }
+        Ok(Some(visible.where_cond(&self.visible.broadcast_as(shape)?, &self.hidden.broadcast_as(shape)?)?))
+    }
+
+    /// Attention of one sequence's rows, `[rows, heads · head_dim]` for each group of rows that is computed at once.
+    fn attend_sequence(
+        &self,
+        (keys, values): &(Tensor, Tensor),
+        qkv: &Tensor,
+        shape: &AttentionShape,
+        sequence: &Sequence,
+        order: &Tensor,
+        mixed: &mut Vec<Tensor>,
+    ) -> Result<()> {
+        let &AttentionShape { heads, kv_heads, head_dim, window } = shape;
+        let (group, length) = (heads / kv_heads, sequence.length());
+        let gather = |cache: &Tensor| {
+            let seen = cache.index_select(&sequence.seen, 0)?.to_dtype(qkv.dtype())?;
+            seen.reshape((length, kv_heads, head_dim))?.transpose(0, 1)?.contiguous()
+        };
+        let (keys, values) = (gather(keys)?.transpose(1, 2)?, gather(values)?);
+        let most = (self.scores / (heads * length)).max(1);
+        for first in (0..sequence.rows.len()).step_by(most) {
+            let count = most.min(sequence.rows.len() - first);
+            let query = qkv.narrow(0, sequence.rows.start + first, count)?.narrow(1, 0, shape.query().len())?;
+            // the queries that share a key head lie below each other
+            let query = query.reshape((count, kv_heads, group, head_dim))?.permute((1, 2, 0, 3))?;
+            let query = query.contiguous()?.reshape((kv_heads, group * count, head_dim))?;
+            let scores = (query.matmul(&keys)?.to_dtype(DType::F32)? / (head_dim as f64).sqrt())?;
+            let mut scores = scores.reshape((kv_heads, group, count, length))?;
+            let place = sequence.start + first;
+            if let Some(mask) = self.mask(order, place..place + count, length, window)? {
+                scores = scores.broadcast_add(&mask)?;
+            }
+            let weights = softmax(&scores)?.to_dtype(qkv.dtype())?.reshape((kv_heads, group * count, length))?;
+            let out = weights.matmul(&values)?.reshape((kv_heads, group, count, head_dim))?;
+            mixed.push(out.permute((2, 0, 1, 3))?.reshape((count, shape.query().len()))?);
+        }
+        Ok(())
+    }
+}
+
+/// Rows and shares of experts.
+#[derive(Debug, Default, PartialEq)]
+struct Assignments {
+    /// The rows of each expert, ascending, expert after expert.
+    rows: Vec<u32>,
+    /// Their shares.
+    shares: Vec<f32>,
+    /// Where the rows of an expert end.
+    ends: Vec<usize>,
+}
+
+impl Assignments {
+    /// Sorts routes by expert, of which there are `experts`.
+    fn of(routes: &Routes, experts: usize) -> Self {
+        let mut order: Vec<usize> = (0..routes.index.len()).collect();
+        order.sort_by_key(|&place| routes.index[place]);
+        Self {
+            rows: order.iter().map(|&place| (place / routes.active) as u32).collect(),
+            shares: order.iter().map(|&place| routes.weight[place]).collect(),
+            ends: (0..experts)
+                .map(|expert| order.partition_point(|&place| routes.index[place] as usize <= expert))
+                .collect(),
+        }
     }
 }
 
@@ -201,15 +309,19 @@ impl Backend for CandleBackend {
     type Rows = Tensor;
     type State = Prepared;
 
-    fn prepare(&self, batch: &Batch, windows: &[Option<usize>]) -> Result<Prepared> {
+    fn prepare(&self, batch: &Batch) -> Result<Prepared> {
         let (cos, sin) = self.frequencies.angles(&batch.positions);
         let shape = (batch.rows(), 1, self.frequencies.pairs(), 1);
         let width = self.cache.first().map_or(0, |(keys, _)| keys.dims()[1]);
+        let sequences = self.sequences(batch)?;
+        let longest = sequences.iter().map(Sequence::length).max().unwrap_or(0);
         Ok(Prepared {
             cos: Tensor::from_vec(cos, shape, &self.device)?,
             sin: Tensor::from_vec(sin, shape, &self.device)?,
             slots: self.indices(&batch.slots)?.unsqueeze(1)?.broadcast_as((batch.rows(), width))?.contiguous()?,
-            sequences: batch.spans.iter().map(|span| self.sequence(span, windows)).collect::<Result<_>>()?,
+            // exact: a context has at most 2²⁴ tokens
+            places: Tensor::from_vec((0..longest).map(|place| place as f32).collect(), longest, &self.device)?,
+            sequences,
         })
     }
 
@@ -264,9 +376,15 @@ impl Backend for CandleBackend {
             3,
         )?;
         let turned = turned.reshape((rows, columns.len()))?.to_dtype(x.dtype())?;
-        let before = x.narrow(1, 0, columns.start)?;
-        let after = x.narrow(1, columns.end, width - columns.end)?;
-        *x = Tensor::cat(&[before, turned, after], 1)?;
+        let mut parts = vec![turned];
+        // a device has nothing to launch for no columns
+        if columns.start > 0 {
+            parts.insert(0, x.narrow(1, 0, columns.start)?);
+        }
+        if columns.end < width {
+            parts.push(x.narrow(1, columns.end, width - columns.end)?);
+        }
+        *x = Tensor::cat(&parts, 1)?;
         Ok(())
     }
 
@@ -286,29 +404,9 @@ impl Backend for CandleBackend {
     }
 
     fn attend(&self, layer: usize, qkv: &Tensor, shape: &AttentionShape, step: &Step<'_, Prepared>) -> Result<Tensor> {
-        let (keys, values) = &self.cache[layer];
-        let &AttentionShape { kv_heads, head_dim, .. } = shape;
-        let group = shape.heads / kv_heads;
         let mut mixed = Vec::with_capacity(step.state.sequences.len());
-        for Sequence { rows, seen, masks } in &step.state.sequences {
-            let Some((_, mask)) = masks.iter().find(|(window, _)| *window == shape.window) else {
-                return Err(ComputeError(format!("no mask was prepared for the window {:?}", shape.window)));
-            };
-            let (count, length) = mask.dims2()?;
-            let gather = |cache: &Tensor| {
-                let seen = cache.index_select(seen, 0)?.to_dtype(qkv.dtype())?;
-                seen.reshape((length, kv_heads, head_dim))?.transpose(0, 1)?.contiguous()
-            };
-            let query = qkv.narrow(0, rows.start, count)?.narrow(1, 0, shape.query().len())?;
-            // the queries that share a key head lie below each other
-            let query = query.reshape((count, kv_heads, group, head_dim))?.permute((1, 2, 0, 3))?;
-            let query = query.contiguous()?.reshape((kv_heads, group * count, head_dim))?;
-            let scores = query.matmul(&gather(keys)?.transpose(1, 2)?.contiguous()?)?.to_dtype(DType::F32)?;
-            let scores = (scores / (head_dim as f64).sqrt())?.reshape((kv_heads, group, count, length))?;
-            let scores = scores.broadcast_add(mask)?;
-            let weights = softmax(&scores)?.to_dtype(qkv.dtype())?.reshape((kv_heads, group * count, length))?;
-            let out = weights.matmul(&gather(values)?)?.reshape((kv_heads, group, count, head_dim))?;
-            mixed.push(out.permute((2, 0, 1, 3))?.reshape((count, shape.query().len()))?);
+        for sequence in &step.state.sequences {
+            self.attend_sequence(&self.cache[layer], qkv, shape, sequence, &step.state.places, &mut mixed)?;
         }
         Ok(Tensor::cat(&mixed, 0)?)
     }
@@ -318,18 +416,23 @@ impl Backend for CandleBackend {
     }
 
     fn moe(&self, x: &Tensor, experts: &[GatedMlp<Self>], routes: &Routes, out: &mut Tensor) -> Result<()> {
+        let Assignments { rows, shares, ends } = Assignments::of(routes, experts.len());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let rows = self.indices(&rows)?;
+        let shares = Tensor::new(shares, &self.device)?.unsqueeze(1)?.to_dtype(x.dtype())?;
         let mut sum = out.zeros_like()?;
-        for (number, expert) in experts.iter().enumerate() {
-            let chosen = (0..routes.index.len()).filter(|&place| routes.index[place] as usize == number);
-            let (rows, shares): (Vec<u32>, Vec<f32>) =
-                chosen.map(|place| ((place / routes.active) as u32, routes.weight[place])).unzip();
-            if rows.is_empty() {
+        let mut first = 0;
+        for (expert, end) in experts.iter().zip(ends) {
+            let (place, count) = (first, end - first);
+            first = end;
+            if count == 0 {
                 continue;
             }
-            let rows = self.indices(&rows)?;
-            let shares = Tensor::new(shares, &self.device)?.unsqueeze(1)?.to_dtype(x.dtype())?;
+            let rows = rows.narrow(0, place, count)?;
             let inner = self.swiglu(&x.index_select(&rows, 0)?, &expert.gate_up.weight, None)?;
-            let result = self.product(&inner, &expert.down.weight)?.broadcast_mul(&shares)?;
+            let result = self.product(&inner, &expert.down.weight)?.broadcast_mul(&shares.narrow(0, place, count)?)?;
             sum = sum.index_add(&rows, &result, 0)?;
         }
         *out = (&*out + sum)?;
@@ -372,4 +475,110 @@ impl Backend for CandleBackend {
 fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
     let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::{Geometry, LogitRows, SequenceStep, StepPlan};
+
+    const SHAPE: AttentionShape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 4, window: None };
+
+    fn backend() -> CandleBackend {
+        let shape = CandleShape {
+            dtype: Dtype::Float32,
+            kv_cache_dtype: Dtype::Float32,
+            rope_theta: 10_000.0,
+            head_dim: SHAPE.head_dim,
+            kv_width: SHAPE.key().len(),
+            layers: 1,
+            blocks: 8,
+        };
+        CandleBackend::new(Device::Cpu, &shape).expect("a cache")
+    }
+
+    /// A sequence of 40 tokens in blocks out of order, and one of 3.
+    fn batch() -> Batch {
+        let sequence = |tokens: u32, blocks: &[u32]| SequenceStep {
+            tokens: (0..tokens).collect(),
+            start: 0,
+            position_ids: None,
+            blocks: blocks.to_vec(),
+            adapter: None,
+            logits: LogitRows::Last,
+        };
+        let plan = StepPlan { sequences: vec![sequence(40, &[5, 2]), sequence(3, &[7])] };
+        Batch::new(&plan, &Geometry { vocab: 64, blocks: 8, max_model_len: 64 }, 0).expect("fits")
+    }
+
+    /// Different numbers for every place.
+    fn qkv(rows: usize) -> Tensor {
+        let width = SHAPE.value().end;
+        let numbers = (0..rows * width).map(|place| ((place * 37 % 101) as f32 - 50.0) / 25.0).collect();
+        Tensor::from_vec(numbers, (rows, width), &Device::Cpu).expect("a tensor")
+    }
+
+    fn attended(scores: usize, window: Option<usize>) -> Vec<f32> {
+        let (mut backend, batch) = (backend(), batch());
+        backend.scores = scores;
+        let (shape, rows) = (AttentionShape { window, ..SHAPE }, qkv(batch.rows()));
+        let step = Step { state: backend.prepare(&batch).expect("prepared"), batch: &batch };
+        backend.write_kv(0, &rows, &shape, &step).expect("written");
+        let out = backend.attend(0, &rows, &shape, &step).expect("attended");
+        backend.into_f32(out).expect("numbers")
+    }
+
+    /// Attention by its definition, row by row.
+    fn expected(window: Option<usize>) -> Vec<f32> {
+        let batch = batch();
+        let rows = qkv(batch.rows()).to_vec2::<f32>().expect("numbers");
+        let mut out = Vec::new();
+        for span in &batch.spans {
+            for row in span.rows.clone() {
+                let first =
+                    window.map_or(span.rows.start, |window| (row + 1).saturating_sub(window).max(span.rows.start));
+                for head in 0..SHAPE.heads {
+                    let of = |columns: Range<usize>, head: usize, row: usize| {
+                        rows[row][columns.start + head * SHAPE.head_dim..][..SHAPE.head_dim].to_vec()
+                    };
+                    let (query, shared) = (of(SHAPE.query(), head, row), head / (SHAPE.heads / SHAPE.kv_heads));
+                    let score = |seen: usize| -> f32 {
+                        let key = of(SHAPE.key(), shared, seen);
+                        query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() / (SHAPE.head_dim as f32).sqrt()
+                    };
+                    let weights: Vec<f32> = (first..=row).map(|seen| score(seen).exp()).collect();
+                    let sum: f32 = weights.iter().sum();
+                    for column in 0..SHAPE.head_dim {
+                        let value = |seen: usize| of(SHAPE.value(), shared, seen)[column];
+                        let mixed = (first..=row).zip(&weights).map(|(seen, weight)| weight * value(seen));
+                        out.push(mixed.sum::<f32>() / sum);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn attention_in_groups_of_any_size_is_attention_by_its_definition() {
+        for window in [None, Some(1), Some(7), Some(40), Some(1000)] {
+            let expected = expected(window);
+            for scores in [0, 4 * 40 * 7, ATTENTION_SCORES] {
+                let attended = attended(scores, window);
+                assert_eq!(attended.len(), expected.len());
+                for (place, (a, b)) in attended.iter().zip(&expected).enumerate() {
+                    assert!((a - b).abs() < 1e-5, "window {window:?}, {scores} scores, number {place}: {a} and {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_sorted_by_expert_and_stay_in_order_within_one() {
+        let routes = Routes { active: 2, index: vec![3, 0, 0, 3, 3, 1], weight: vec![0.1, 0.9, 0.4, 0.6, 0.7, 0.3] };
+        let sorted = Assignments::of(&routes, 5);
+        assert_eq!(sorted.rows, [0, 1, 2, 0, 1, 2]);
+        assert_eq!(sorted.shares, [0.9, 0.4, 0.3, 0.1, 0.6, 0.7]);
+        assert_eq!(sorted.ends, [2, 3, 3, 6, 6]);
+    }
 }

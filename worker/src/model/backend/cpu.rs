@@ -137,7 +137,7 @@ impl Backend for CpuBackend {
     type Rows = Rows;
     type State = Angles;
 
-    fn prepare(&self, batch: &Batch, _: &[Option<usize>]) -> Result<Angles> {
+    fn prepare(&self, batch: &Batch) -> Result<Angles> {
         Ok(self.rotary.angles(&batch.positions))
     }
 
