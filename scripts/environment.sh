@@ -24,6 +24,40 @@ step() { printf '\n==> %s\n' "$*" >&2; }
 # Folder of the compiled programs: .cargo/config.toml names the host as the target.
 bin_dir() { printf '%s/%s/release' "${CARGO_TARGET_DIR:-target}" "$(rustc --print host-tuple)"; }
 
+# The project's folder under the user's cache; the cluster tool has its own rule for it, the same.
+cache_dir() {
+    case "${XDG_CACHE_HOME:-}" in
+    /*) printf '%s/ernie-operator' "$XDG_CACHE_HOME" ;;
+    *) printf '%s/.cache/ernie-operator' "$HOME" ;;
+    esac
+}
+
+# Installs Debian's packages.
+install_packages() {
+    [ "$(id -u)" -eq 0 ] || die "root is needed to install: $*"
+    command -v apt-get >/dev/null || die "this machine has no apt-get; install by hand what Debian calls: $*"
+    say "installing $*"
+    apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 ||
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
+}
+
+at_least() { # at_least WANTED FOUND
+    [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]
+}
+
+# Stops where Rust is missing, too old or lacks a component. Sets `rust` to its version.
+rust=
+need_rust() {
+    local wanted component
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    command -v cargo >/dev/null || die "cargo is not installed; install Rust $wanted or newer with rustup"
+    rust=$(rustc --version | cut -d' ' -f2)
+    at_least "$wanted" "$rust" || die "Rust $rust is too old, $wanted is needed: run 'rustup update'"
+    for component in rustfmt clippy-driver; do
+        command -v "$component" >/dev/null || die "$component is missing: run 'rustup component add rustfmt clippy'"
+    done
+}
+
 version() { sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1; }
 
 # The first twelve digits of a digest over files: an image's tag says what is in it.
