@@ -18,8 +18,10 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, syntax::Syntax
 const FUEL: u64 = 1_000_000;
 /// Longest prompt text in bytes.
 const MAX_OUTPUT: usize = 4 << 20;
-/// Largest template file.
+/// Longest template in bytes.
 const MAX_TEMPLATE: usize = 256 << 10;
+/// Largest file that is read; a tokenizer_config.json may describe thousands of tokens.
+const MAX_FILE: u64 = 4 << 20;
 /// Depth of nested blocks and macros.
 const MAX_DEPTH: usize = 64;
 /// The one template's name, as error messages show it.
@@ -83,6 +85,13 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError::Template`].
     pub fn new(source: String, config: &serde_json::Value) -> Result<Self, ChatError> {
+        if source.len() > MAX_TEMPLATE {
+            return Err(ChatError::Template(format!(
+                "the chat template has {} bytes; more than {} KiB are not read",
+                source.len(),
+                MAX_TEMPLATE >> 10
+            )));
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| ChatError::Template(sentence(&error)))?);
@@ -258,10 +267,12 @@ fn template_of(config: &serde_json::Value) -> Option<String> {
 fn read(path: &Path) -> Result<Option<String>, ChatError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match fs::metadata(path) {
-        Ok(data) if data.len() > (MAX_TEMPLATE as u64) * 16 => {
-            return Err(ChatError::Template(format!("{name} is larger than {} MiB", (MAX_TEMPLATE * 16) >> 20)));
+        Ok(data) if data.len() > MAX_FILE => {
+            return Err(ChatError::Template(format!("{name} is larger than {} MiB", MAX_FILE >> 20)));
         }
-        Ok(_) => {}
+        Ok(data) if data.is_file() => {}
+        // opening a pipe would wait for somebody who writes
+        Ok(_) => return Err(ChatError::Template(format!("{name} is not a regular file"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ChatError::Template(format!("{name} cannot be read: {error}"))),
     }

@@ -8,6 +8,7 @@
 mod fast;
 mod pieces;
 mod sentencepiece;
+mod stages;
 mod stream;
 
 use std::{
@@ -179,11 +180,14 @@ pub struct AddedName {
 fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     let describe =
         |error: std::io::Error| TokenizerError::Corrupt(format!("{} cannot be read: {error}", path.display()));
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
+    match fs::metadata(path) {
+        Ok(data) if data.is_file() => {}
+        // opening a pipe would wait for somebody who writes
+        Ok(_) => return Err(TokenizerError::Corrupt(format!("{} is not a regular file", path.display()))),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(describe(error)),
-    };
+    }
+    let file = fs::File::open(path).map_err(describe)?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(describe)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {

@@ -208,3 +208,22 @@ fn floats_are_written_as_python_writes_them() {
         compile("{{ messages[0].content }}{{ [1.0, 1e16, 0.00001, -2.5e-7, 0.1] | tojson }}").expect("compiles");
     assert_eq!(template.render(&says(&[(Role::User, "")])).unwrap(), "[1.0, 1e+16, 1e-05, -2.5e-07, 0.1]");
 }
+
+#[test]
+fn templates_that_are_too_long_or_no_file_are_refused() {
+    let long = compile(&format!("{{{{ messages[0].content }}}}{}", " ".repeat(MAX_TEMPLATE))).unwrap_err();
+    assert!(long.to_string().contains("256 KiB"), "{long}");
+    for name in [NAME, "tokenizer_config.json"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(name);
+        let file = fs::File::create(&path).expect("made");
+        file.set_len(MAX_FILE + 1).expect("grown");
+        let error = ChatTemplate::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("4 MiB"), "{error}");
+        fs::remove_file(&path).expect("removed");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("made");
+        let error = ChatTemplate::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("not a regular file"), "{error}");
+    }
+}

@@ -18,8 +18,10 @@ use super::weights::Weights;
 
 /// The largest rank.
 const MAX_RANK: u64 = 4096;
-/// The longest pattern on a module's name.
+/// The longest pattern on a module's name, the most of them, and the most that are more than a name.
 const PATTERN_LIMIT: usize = 512;
+const PATTERNS_LIMIT: usize = 4096;
+const REGEX_LIMIT: usize = 128;
 
 /// Keys that concern training only, or say nothing that this code depends on: the tensors tell what is adapted.
 const IGNORED: [&str; 22] = [
@@ -49,30 +51,70 @@ const IGNORED: [&str; 22] = [
 
 /// An adapter's scale: alpha / r, or alpha / √r.
 #[derive(Debug)]
-struct Scale {
+pub struct Scale {
     rank: usize,
     alpha: f64,
     root: bool,
-    ranks: Vec<(Regex, f64)>,
-    alphas: Vec<(Regex, f64)>,
+    ranks: Vec<(Pattern, f64)>,
+    alphas: Vec<(Pattern, f64)>,
+}
+
+/// A regular expression on the name of a module, which must match to its end, after nothing or after a dot.
+#[derive(Debug)]
+enum Pattern {
+    /// A name, in which a dot is any character. Compiled, each would take as much memory as thousands of names do.
+    Name(String),
+    Regex(Box<Regex>),
+}
+
+impl Pattern {
+    fn new(text: &str) -> Option<Self> {
+        if text.len() > PATTERN_LIMIT {
+            return None;
+        }
+        if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte)) {
+            return Some(Self::Name(text.to_owned()));
+        }
+        let mut builder = regex::RegexBuilder::new(&format!(r"^(.*\.)?({text})$"));
+        builder.size_limit(1 << 16).dfa_size_limit(1 << 16).build().ok().map(|regex| Self::Regex(Box::new(regex)))
+    }
+
+    fn matches(&self, module: &str) -> bool {
+        match self {
+            Self::Name(name) => module.len().checked_sub(name.len()).is_some_and(|start| {
+                let (before, end) = module.as_bytes().split_at(start);
+                let alike = end.iter().zip(name.as_bytes()).all(|(found, wanted)| found == wanted || *wanted == b'.');
+                alike && before.last().is_none_or(|&last| last == b'.')
+            }),
+            Self::Regex(regex) => regex.is_match(module),
+        }
+    }
 }
 
 impl Scale {
+    /// Reads the text of an `adapter_config.json`; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// [`LoadError`] that names the key; [`Reason::UnsupportedModel`] for kinds of adapters that are not computed.
+    pub fn parse(file: &str, text: &str) -> LoadResult<Self> {
+        scale(Fields::parse(file, text)?)
+    }
+
     /// The rank that the config gives a module.
-    fn rank(&self, module: &str) -> usize {
+    pub fn rank(&self, module: &str) -> usize {
         pattern(&self.ranks, module).map_or(self.rank, |rank| rank as usize)
     }
 
     /// The scale of a module.
-    fn of(&self, module: &str) -> f32 {
+    pub fn of(&self, module: &str) -> f32 {
         let (rank, alpha) = (self.rank(module) as f64, pattern(&self.alphas, module).unwrap_or(self.alpha));
         (alpha / if self.root { rank.sqrt() } else { rank }) as f32
     }
 }
 
-/// The value of the first pattern that matches a module's name to its end.
-fn pattern(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|&(_, value)| value)
+/// The value of the first pattern that matches a module's name.
+fn pattern(patterns: &[(Pattern, f64)], module: &str) -> Option<f64> {
+    patterns.iter().find(|(pattern, _)| pattern.matches(module)).map(|&(_, value)| value)
 }
 
 /// A checked adapter folder: everything but the weights.
@@ -194,18 +236,23 @@ fn scale(mut fields: Fields) -> LoadResult<Scale> {
 }
 
 /// Patterns on module names with a number each; PEFT matches them to the end of a name, after any prefix.
-fn patterns(fields: &mut Fields, key: &str, range: std::ops::RangeInclusive<f64>) -> LoadResult<Vec<(Regex, f64)>> {
+fn patterns(fields: &mut Fields, key: &str, range: std::ops::RangeInclusive<f64>) -> LoadResult<Vec<(Pattern, f64)>> {
     let Some(value) = fields.take_set(key) else { return Ok(Vec::new()) };
-    let Some(map) = value.as_object().filter(|map| map.len() <= 4096) else {
-        return Err(fields.out_of_range(key, &value, "an object from names to numbers"));
+    let Some(map) = value.as_object().filter(|map| map.len() <= PATTERNS_LIMIT) else {
+        let wanted = format!("an object from at most {PATTERNS_LIMIT} names to numbers");
+        return Err(fields.out_of_range(key, &value, &wanted));
     };
+    let mut compiled = 0;
     map.iter()
         .map(|(name, number)| {
-            let regex = Some(name).filter(|name| name.len() <= PATTERN_LIMIT).and_then(|name| {
-                regex::RegexBuilder::new(&format!(r"^(.*\.)?({name})$")).size_limit(1 << 16).build().ok()
-            });
-            match (regex, number.as_f64().filter(|number| range.contains(number))) {
-                (Some(regex), Some(number)) => Ok((regex, number)),
+            let pattern = Pattern::new(name);
+            compiled += usize::from(matches!(pattern, Some(Pattern::Regex(_))));
+            if compiled > REGEX_LIMIT {
+                let wanted = format!("at most {REGEX_LIMIT} regular expressions beside plain names");
+                return Err(fields.out_of_range(key, &value, &wanted));
+            }
+            match (pattern, number.as_f64().filter(|number| range.contains(number))) {
+                (Some(pattern), Some(number)) => Ok((pattern, number)),
                 (None, _) => Err(fields.out_of_range(key, &Value::from(name.as_str()), "a regular expression")),
                 (_, None) => {
                     let wanted = format!("a number in {:?}..={:?} for {name:?}", range.start(), range.end());
@@ -237,6 +284,35 @@ mod tests {
         assert_eq!(scale.of("model.layers.0.self_attn.k_proj"), 0.125);
         let root = read(&json!({"peft_type": "LORA", "r": 16, "lora_alpha": 8, "use_rslora": true})).expect("read");
         assert_eq!(root.of("model.layers.0.mlp.up_proj"), 2.0);
+    }
+
+    #[test]
+    fn plain_names_match_as_their_regular_expression_does() {
+        let modules = ["q_proj", "model.layers.0.self_attn.q_proj", "model.layers.10.mlp.q_projx", "aq_proj", "", "x."];
+        for name in ["q_proj", "self_attn.q_proj", "layers.0.self_attn.q_proj", "0.self_attn", "", ".", "..", "Xq_proj"]
+        {
+            let pattern = Pattern::new(name).expect("a pattern");
+            assert!(matches!(pattern, Pattern::Name(_)));
+            let regex = Regex::new(&format!(r"^(.*\.)?({name})$")).expect("a regular expression");
+            for module in modules {
+                assert_eq!(pattern.matches(module), regex.is_match(module), "{name:?} on {module:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_are_as_many_as_modules_and_regular_expressions_few() {
+        let with = |patterns: serde_json::Map<String, Value>| {
+            read(&json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "rank_pattern": patterns})).map(|_| ())
+        };
+        let named = |name: &dyn Fn(usize) -> String, count| (0..count).map(|number| (name(number), json!(4))).collect();
+        with(named(&|number| format!("layers.{number}.q_proj"), 4096)).expect("names");
+        let error = with(named(&|number| format!("layers.{number}.q_proj"), 4097)).expect_err("too many").to_string();
+        assert!(error.contains("rank_pattern") && error.contains("4096"), "{error}");
+        let error = with(named(&|number| format!(r"layers\.{number}\.q_proj"), 129)).expect_err("too many").to_string();
+        assert!(error.contains("rank_pattern") && error.contains("128 regular expressions"), "{error}");
+        let error = with(named(&|_| r"\w{500}".to_owned(), 1)).expect_err("too large").to_string();
+        assert!(error.contains("rank_pattern") && error.contains("regular expression"), "{error}");
     }
 
     #[test]

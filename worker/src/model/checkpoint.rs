@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::config::{GenerationDefaults, ModelConfig};
 use super::dtype::Dtype;
-use super::error::LoadError;
+use super::error::{LoadError, LoadResult};
 use super::json::{self, Object};
 use super::safetensors::{Header, Stored};
 
@@ -161,23 +161,31 @@ struct Index {
     weight_map: Object<String>,
 }
 
-/// The headers of a sharded checkpoint; index and shards must agree on every tensor.
-fn shards(path: &Path, index: &Path) -> Result<Vec<Header>, LoadError> {
-    let shown = index.display();
-    let text = json::read_text(index, INDEX_LIMIT)?;
-    let Index { weight_map } = serde_json::from_str(&text)
-        .map_err(|error| LoadError::corrupt(format!("{shown} is not a map from tensor to file name: {error}")))?;
+/// The tensors of each file of a sharded checkpoint, by the names of the files, from the text of its index; `file` is
+/// what errors call it.
+///
+/// # Errors
+/// [`LoadError`] when the text is no index, or names what is no safetensors file of the same folder.
+pub fn shard_names(file: &str, text: &str) -> LoadResult<BTreeMap<String, BTreeSet<String>>> {
+    let Index { weight_map } = serde_json::from_str(text)
+        .map_err(|error| LoadError::corrupt(format!("{file} is not a map from tensor to file name: {error}")))?;
     let mut by_file = BTreeMap::<String, BTreeSet<String>>::new();
-    for (tensor, file) in weight_map.0 {
-        let plain = Path::new(&file).file_name().is_some_and(|name| name == file.as_str());
-        if !plain || !file.ends_with(".safetensors") {
-            return Err(LoadError::corrupt(format!("{shown}: {tensor} lies in {file:?}, which is no file name here")));
+    for (tensor, shard) in weight_map.0 {
+        let plain = Path::new(&shard).file_name().is_some_and(|name| name == shard.as_str());
+        if !plain || !shard.ends_with(".safetensors") {
+            return Err(LoadError::corrupt(format!("{file}: {tensor} lies in {shard:?}, which is no file name here")));
         }
-        by_file.entry(file).or_default().insert(tensor);
+        by_file.entry(shard).or_default().insert(tensor);
     }
     if by_file.is_empty() || by_file.len() > SHARD_LIMIT {
-        return Err(LoadError::corrupt(format!("{shown} names {} files, must be 1..={SHARD_LIMIT}", by_file.len())));
+        return Err(LoadError::corrupt(format!("{file} names {} files, must be 1..={SHARD_LIMIT}", by_file.len())));
     }
+    Ok(by_file)
+}
+
+/// The headers of a sharded checkpoint; index and shards must agree on every tensor.
+fn shards(path: &Path, index: &Path) -> Result<Vec<Header>, LoadError> {
+    let by_file = shard_names(&index.display().to_string(), &json::read_text(index, INDEX_LIMIT)?)?;
     by_file
         .into_iter()
         .map(|(file, mut wanted)| {

@@ -9,10 +9,12 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
+use tokenizers::PostProcessorWrapper;
 
 use super::{
     Parts, TokenizerError,
     pieces::{Pieces, fallback_byte},
+    stages::{self, Pattern, Stage},
 };
 
 /// The parts of the file that are looked at beside the crate. Strings borrow from the file where they can.
@@ -24,6 +26,8 @@ struct File<'a> {
     added_tokens: Vec<Added<'a>>,
     #[serde(default)]
     normalizer: Option<Stage>,
+    #[serde(default)]
+    pre_tokenizer: Option<Stage>,
     #[serde(default)]
     decoder: Option<Stage>,
 }
@@ -125,35 +129,6 @@ struct Added<'a> {
     special: bool,
 }
 
-/// A normalizer or decoder, or a sequence of them.
-#[derive(Deserialize)]
-struct Stage {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    decoders: Vec<Stage>,
-    #[serde(default)]
-    normalizers: Vec<Stage>,
-    #[serde(default)]
-    pattern: Option<Pattern>,
-    #[serde(default)]
-    content: Option<String>,
-    #[serde(default)]
-    replacement: Option<String>,
-    #[serde(default)]
-    prepend_scheme: Option<String>,
-    #[serde(default)]
-    start: usize,
-    #[serde(default)]
-    stop: usize,
-}
-
-#[derive(Deserialize)]
-enum Pattern {
-    String(String),
-    Regex(String),
-}
-
 /// How a piece becomes bytes.
 #[derive(Debug, Default)]
 struct DecodeRules {
@@ -167,9 +142,7 @@ pub(super) fn read(bytes: &[u8], vocab: usize) -> Result<Parts, TokenizerError> 
     let corrupt = |error: &dyn std::fmt::Display| TokenizerError::Corrupt(format!("tokenizer.json: {error}"));
     let file: File<'_> = serde_json::from_slice(bytes).map_err(|error| corrupt(&error))?;
     check_model(&file.model)?;
-    if let Some(normalizer) = &file.normalizer {
-        check_normalizer(normalizer)?;
-    }
+    stages::check([file.normalizer.as_ref(), file.pre_tokenizer.as_ref(), file.decoder.as_ref()])?;
     let mut rules = DecodeRules::default();
     if let Some(decoder) = &file.decoder {
         rules.add(decoder)?;
@@ -187,6 +160,8 @@ pub(super) fn read(bytes: &[u8], vocab: usize) -> Result<Parts, TokenizerError> 
     }
     encoder.with_truncation(None).map_err(|error| corrupt(&error))?;
     encoder.with_padding(None);
+    // it adds what nobody asks for, or the same once more
+    encoder.with_post_processor(None::<PostProcessorWrapper>);
     Ok(Parts { encoder, pieces, specials, strip_start: rules.strip_start })
 }
 
@@ -225,16 +200,6 @@ fn check_model(model: &Model<'_>) -> Result<(), TokenizerError> {
         }
     }
     Ok(())
-}
-
-/// SentencePiece's compiled character maps are read unchecked by the crate.
-fn check_normalizer(stage: &Stage) -> Result<(), TokenizerError> {
-    if stage.kind == "Precompiled" {
-        return Err(TokenizerError::Unsupported(
-            "tokenizer.json: the normalizer \"Precompiled\" is not implemented".into(),
-        ));
-    }
-    stage.normalizers.iter().try_for_each(check_normalizer)
 }
 
 impl DecodeRules {

@@ -3,7 +3,7 @@
 //! SentencePiece merges the adjacent pair whose concatenation is the piece of the highest score. The same ids come from
 //! byte-pair merges ranked by that score, so the encoder of the `tokenizers` crate serves this form too.
 
-use std::{collections::HashMap, fs, io::ErrorKind, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use prost::Message;
 use tokenizers::{
@@ -19,6 +19,11 @@ use super::{
 
 /// The character that stands for a space in pieces.
 const SPACE: char = '▁';
+/// The most bytes that are looked up to find how pieces are made of each other: the square of a piece's length for each.
+const LOOK_UP_LIMIT: u64 = 1 << 31;
+/// The most pairs of pieces that make a piece, and the most bytes of all of them.
+const MERGE_LIMIT: usize = 1 << 21;
+const MERGE_BYTES_LIMIT: usize = 64 << 20;
 
 /// `sentencepiece.ModelProto`, the fields that matter.
 #[derive(Clone, PartialEq, Message)]
@@ -154,7 +159,7 @@ pub(super) fn read(bytes: &[u8], added: &[AddedName], vocab: usize) -> Result<Pa
         }
     }
 
-    let merges = merges(&proto.pieces, &ids);
+    let merges = merges(&proto.pieces, &ids)?;
     let unknown =
         proto.pieces.iter().find(|piece| piece.kind() == PieceKind::Unknown).map(|piece| piece.text().to_owned());
     let mut model = BPE::builder()
@@ -204,23 +209,33 @@ fn check(proto: &ModelProto, vocab: usize) -> Result<(), TokenizerError> {
 }
 
 /// Every pair of pieces whose concatenation is a piece, the best-scored concatenation first.
-fn merges(pieces: &[Piece], ids: &HashMap<String, u32>) -> Vec<(String, String)> {
+fn merges(pieces: &[Piece], ids: &HashMap<String, u32>) -> Result<Vec<(String, String)>, TokenizerError> {
     let joinable = |text: &str| {
         let piece = ids.get(text).and_then(|&id| pieces.get(id as usize));
         piece.is_some_and(|piece| matches!(piece.kind(), PieceKind::Normal | PieceKind::Unused)).then(|| ids[text])
     };
-    let mut ranked = Vec::new();
+    let too_long =
+        || corrupt("its pieces are so long, and made of each other so often, that it is no tokenizer of a text");
+    let (mut ranked, mut looked_up, mut bytes) = (Vec::new(), 0u64, 0usize);
     for (id, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.kind() == PieceKind::Normal) {
         let text = piece.text();
+        looked_up = looked_up.saturating_add((text.len() as u64).saturating_pow(2));
+        if looked_up > LOOK_UP_LIMIT {
+            return Err(too_long());
+        }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
             if let (Some(left_id), Some(right_id)) = (joinable(left), joinable(right)) {
                 ranked.push((piece.score.unwrap_or(0.0), id, left_id, right_id, left, right));
+                bytes += text.len();
             }
+        }
+        if ranked.len() > MERGE_LIMIT || bytes > MERGE_BYTES_LIMIT {
+            return Err(too_long());
         }
     }
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
-    ranked.into_iter().map(|(.., left, right)| (left.to_owned(), right.to_owned())).collect()
+    Ok(ranked.into_iter().map(|(.., left, right)| (left.to_owned(), right.to_owned())).collect())
 }
 
 fn normalizer(proto: &ModelProto, dummy_prefix: bool) -> Result<NormalizerWrapper, TokenizerError> {
@@ -292,12 +307,8 @@ fn token_text(value: &serde_json::Value) -> Option<&str> {
 }
 
 fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TokenizerError> {
+    let Some(bytes) = super::read(path)? else { return Ok(None) };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| TokenizerError::Corrupt(format!("{name}: {error}"))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(TokenizerError::Corrupt(format!("{name} cannot be read: {error}"))),
-    }
+    let value = serde_json::from_slice(&bytes);
+    value.map(Some).map_err(|error| TokenizerError::Corrupt(format!("{name}: {error}")))
 }

@@ -144,6 +144,52 @@ fn a_folder_without_a_tokenizer_is_refused_with_the_remedy() {
 }
 
 #[test]
+fn files_that_are_none_are_refused_and_not_waited_for() {
+    for name in ["tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::copy(golden().join("tokenizer.model"), folder.path().join("tokenizer.model")).expect("copied");
+        Tokenizer::load(folder.path(), 640).expect("whole");
+        let path = folder.path().join(name);
+        let _ = fs::remove_file(&path);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("made");
+        let error = Tokenizer::load(folder.path(), 640).expect_err("refused").to_string();
+        assert!(error.contains(name) && error.contains("not a regular file"), "{error}");
+    }
+}
+
+#[test]
+fn pieces_that_are_made_of_each_other_without_end_are_refused() {
+    use prost::Message;
+    #[derive(Message)]
+    struct Model {
+        #[prost(message, repeated, tag = "1")]
+        pieces: Vec<Piece>,
+        #[prost(message, optional, tag = "2")]
+        trainer: Option<Trainer>,
+    }
+    #[derive(Message)]
+    struct Piece {
+        #[prost(string, tag = "1")]
+        piece: String,
+    }
+    #[derive(Message)]
+    struct Trainer {
+        #[prost(int32, tag = "3")]
+        model_type: i32,
+    }
+    let model = |lengths: &mut dyn Iterator<Item = usize>| {
+        let pieces = lengths.map(|length| Piece { piece: "a".repeat(length) }).collect();
+        Model { pieces, trainer: Some(Trainer { model_type: 2 }) }.encode_to_vec()
+    };
+    Tokenizer::from_sentencepiece(&model(&mut (1..=64)), &[], 4096).expect("short ones");
+    for bytes in [model(&mut (1..=1000)), model(&mut [1, 1 << 20].into_iter())] {
+        let error = Tokenizer::from_sentencepiece(&bytes, &[], 4096).expect_err("refused").to_string();
+        assert!(error.contains("so long"), "{error}");
+    }
+}
+
+#[test]
 fn other_kinds_are_refused_by_name() {
     for (source, word) in [
         (r#"{"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}"#, "Unigram"),
