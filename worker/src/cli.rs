@@ -1,4 +1,4 @@
-//! The command line: `serve | eval | ask | version`.
+//! The command line: `serve | eval | ask | digest | version`.
 //!
 //! Every flag of `serve` is also an environment variable `ERNIE_…`, so that a pod template needs no shell; an empty one
 //! counts as unset. Values are parsed into their final types here; a flag that contradicts another is refused before anything is opened.
@@ -13,7 +13,7 @@ use std::{
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ernie_proto::contract::{GRPC_PORT, HTTP_PORT, TERMINATION_LOG};
 
-use crate::model::{DeviceChoice, DtypeChoice};
+use crate::model::{DeviceChoice, DtypeChoice, ModelDigest};
 
 /// Build version, as `version` and `/version` show it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -42,6 +42,8 @@ pub enum Command {
     Eval(Box<crate::eval::EvalArgs>),
     /// Ask a running server and stream its answer to the terminal.
     Ask(AskArgs),
+    /// Print the digest of a model folder, for --model-digest.
+    Digest(DigestArgs),
     /// Print the version.
     Version,
 }
@@ -52,6 +54,9 @@ pub struct ServeArgs {
     /// Folder of the model as the hub lays it out: config.json, *.safetensors, tokenizer, chat template.
     #[arg(long, value_name = "DIR", env = "ERNIE_MODEL")]
     pub model: PathBuf,
+    /// Digest that the folder must have, as `ernie-worker digest` prints it; no weight is read before it was compared.
+    #[arg(long, value_name = "sha256:HEX", env = "ERNIE_MODEL_DIGEST")]
+    pub model_digest: Option<ModelDigest>,
     /// Name that clients send as `model`. Default: the folder's name.
     #[arg(long, value_name = "NAME", env = "ERNIE_SERVED_MODEL_NAME", value_parser = model_name)]
     pub served_model_name: Option<String>,
@@ -167,6 +172,17 @@ pub struct AskArgs {
     /// The question; `-` reads it from standard input.
     #[arg(value_name = "TEXT", allow_hyphen_values = true)]
     pub text: String,
+}
+
+/// Flags of `digest`.
+#[derive(Args, Clone, Debug)]
+pub struct DigestArgs {
+    /// Folder of the model as the hub lays it out.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Print the SHA-256 of each file instead: the lines whose SHA-256 is the digest.
+    #[arg(long)]
+    pub files: bool,
 }
 
 impl Cli {
@@ -397,6 +413,7 @@ mod tests {
             ("--served-model-name", "a b", "letters, digits"),
             ("--tenant-header", "grpc-timeout", "x-tenant"),
             ("--dtype", "int8", "bfloat16"),
+            ("--model-digest", "sha256:0123", "64 hexadecimal digits"),
             ("--adapter", "folder", "NAME=DIR"),
             ("--adapter", "a b=folder", "letters, digits"),
             ("--host", "localhost", "--host"),

@@ -15,8 +15,10 @@ use serde::Serialize;
 
 use crate::engine::scheduler::Bounds;
 use crate::executor::{BLOCK_TOKENS, ExecuteError, LogitRows};
+use crate::model::digest::{Manifest, Reading};
 use crate::model::{
-    self, BackendChoice, Checkpoint, DeviceChoice, DtypeChoice, KvSize, LoadError, LoadOptions, ModelExecutor,
+    self, BackendChoice, Checkpoint, DeviceChoice, DtypeChoice, KvSize, LoadError, LoadOptions, ModelDigest,
+    ModelExecutor,
 };
 
 use evaluate::{Evaluation, Figures, Rows, Sequence, Settings, evaluate};
@@ -33,6 +35,9 @@ pub struct EvalArgs {
     /// Folder of the model as the hub lays it out.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Digest that the folder must have, as `ernie-worker digest` prints it.
+    #[arg(long, value_name = "sha256:HEX", env = "ERNIE_MODEL_DIGEST")]
+    pub model_digest: Option<ModelDigest>,
     /// Token ids as safetensors: `input_ids [T]` and optionally `position_ids [T]` as I64; or `input_ids.0`,
     /// `input_ids.1`, … which run as one batch.
     #[arg(long, value_name = "FILE", requires = "output")]
@@ -136,6 +141,12 @@ pub fn run(args: &EvalArgs) -> Result<(), TerminationMessage> {
     let checkpoint = Checkpoint::inspect(&args.model).map_err(|error| error.termination())?;
     for warning in &checkpoint.warnings {
         eprintln!("warning: {warning}");
+    }
+    if let Some(expected) = args.model_digest {
+        let threads = args.threads.unwrap_or_else(|| LoadOptions::default().threads);
+        let how = Reading { threads, drop_pages: false, report: &|_| {} };
+        let manifest = Manifest::of(&args.model, &how).and_then(|manifest| manifest.check(expected));
+        manifest.map_err(|error| error.termination())?;
     }
     match (&args.input, &args.output, &args.perplexity) {
         (_, _, Some(file)) => perplexity::run(args, &checkpoint, file),

@@ -12,8 +12,12 @@ use ernie_proto::{
 };
 use ernie_worker::{
     ask::{self, AskError},
-    cli::{AskArgs, Cli, Command, ServeArgs, VERSION},
+    cli::{AskArgs, Cli, Command, DigestArgs, ServeArgs, VERSION},
     eval::{self, EvalArgs},
+    model::{
+        LoadError, LoadOptions,
+        digest::{Manifest, Reading},
+    },
     serve::Worker,
     server::connection::ConnectionLimits,
     shutdown, telemetry, termination,
@@ -28,6 +32,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(*args),
         Command::Eval(args) => evaluate(&args),
         Command::Ask(args) => ask(args),
+        Command::Digest(args) => digest(&args),
         Command::Version => {
             println!("ernie-worker {VERSION}");
             ExitCode::SUCCESS
@@ -90,6 +95,21 @@ fn evaluate(args: &EvalArgs) -> ExitCode {
             ExitCode::from(message.reason.exit_code())
         }
     }
+}
+
+fn digest(args: &DigestArgs) -> ExitCode {
+    let how = Reading { threads: LoadOptions::default().threads, drop_pages: false, report: &|_| {} };
+    match Manifest::of(&args.model, &how) {
+        Ok(manifest) if args.files => print!("{manifest}"),
+        Ok(manifest) => println!("{}", manifest.digest()),
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn failed(error: &LoadError) -> ExitCode {
+    eprintln!("error: {}: {error}", error.reason().as_str());
+    ExitCode::from(error.reason().exit_code())
 }
 
 fn run(args: ServeArgs) -> Result<(), TerminationMessage> {

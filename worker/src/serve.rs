@@ -1,7 +1,8 @@
 //! `ernie-worker serve`: from flags to a worker that answers, until it is told to stop.
 //!
-//! The ports answer first, with what the worker is at; then configuration and headers are checked, weights and tokenizer
-//! are read side by side, and the worker asks itself for a token through its own gRPC port before it calls itself ready.
+//! The ports answer first, with what the worker is at. Then what is small and often wrong is checked (configuration,
+//! headers, memory, tokenizer, chat template), then the digest if one was given, and only then weights are read. The worker
+//! asks itself for a token through its own gRPC port before it calls itself ready.
 
 mod load;
 mod warm_up;

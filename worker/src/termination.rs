@@ -14,7 +14,8 @@ use std::{
 use ernie_proto::failure::{Reason, TerminationMessage};
 
 /// Flags of `serve` that the operator fills in from an `ErnieModel`, and the fields that they come from.
-const SPEC_FIELDS: [(&str, &str); 6] = [
+const SPEC_FIELDS: [(&str, &str); 7] = [
+    ("--model-digest", "spec.model.digest"),
     ("--served-model-name", "spec.model.name"),
     ("--dtype", "spec.engine.dtype"),
     ("--max-model-len", "spec.engine.maxModelLen"),

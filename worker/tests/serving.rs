@@ -18,6 +18,8 @@ mod process;
 mod running;
 #[path = "serving/sampling.rs"]
 mod sampling;
+#[path = "serving/start_up.rs"]
+mod start_up;
 #[path = "serving/streaming.rs"]
 mod streaming;
 #[path = "serving/thinking.rs"]

@@ -10,7 +10,12 @@ use crate::{
     cli::{ServeArgs, VERSION},
     engine::{self, Engine, EngineConfig, EngineHandle, Health, Observer, StartError},
     executor::Executor,
-    model::{self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor},
+    model::{
+        self, Checkpoint, GenerationDefaults, KvSize, LoadOptions, ModelExecutor,
+        adapter::Adapter,
+        digest::{Manifest, Reading},
+        inventory,
+    },
     plan::{MemoryPlan, longest_text},
     sampling::SamplingParams,
     server::{Served, ServedAdapter, TextBudget, lifecycle::Phase},
@@ -23,9 +28,8 @@ type Text = (Arc<Tokenizer>, Option<ChatTemplate>);
 impl Worker {
     /// Checks and reads everything, and starts the engine.
     pub(super) async fn load(&self) -> Result<(Served, EngineHandle), TerminationMessage> {
-        self.enter(Phase::Metadata);
         let args = self.args.clone();
-        let inspected = self.timed("metadata", blocking(move || inspect(&args))).await?;
+        let inspected = self.phase(Phase::Metadata, move |_| inspect(&args)).await?;
         let Inspected { checkpoint, options, plan, defaults } = inspected;
         for warning in &checkpoint.warnings {
             tracing::warn!("{warning}");
@@ -35,19 +39,27 @@ impl Worker {
         let _ = self.plan.set(serde_json::to_value(&plan).unwrap_or_default());
         plan.check().map_err(|error| error.termination())?;
 
-        self.enter(Phase::Weights);
         let checkpoint = Arc::new(checkpoint);
-        let text = {
+        let (tokenizer, template) = {
             let checkpoint = Arc::clone(&checkpoint);
-            self.timed("tokenizer", blocking(move || read_text(&checkpoint)))
+            self.phase(Phase::Tokenizer, move |_| read_text(&checkpoint)).await?
         };
-        let weights = {
-            let (checkpoint, lifecycle) = (Arc::clone(&checkpoint), self.lifecycle.clone());
-            let progress = move |progress: model::Progress| lifecycle.set_bytes(progress.loaded, progress.total);
-            let load = move || model::load(&checkpoint, &options, &progress).map_err(|error| error.termination());
-            self.timed("weights", blocking(load))
+        if let Some(expected) = self.args.model_digest {
+            let (checkpoint, threads) = (Arc::clone(&checkpoint), options.threads);
+            let drop_pages = plan.is_tight(checkpoint.tensors.bytes());
+            let compare = move |report: &(dyn Fn(model::Progress) + Sync)| {
+                let manifest = Manifest::of(&checkpoint.path, &Reading { threads, drop_pages, report });
+                manifest.and_then(|manifest| manifest.check(expected)).map_err(|error| error.termination())
+            };
+            self.phase(Phase::Digest, compare).await?;
+        }
+        let executor = {
+            let checkpoint = Arc::clone(&checkpoint);
+            let load = move |report: &(dyn Fn(model::Progress) + Sync)| {
+                model::load(&checkpoint, &options, &report).map_err(|error| error.termination())
+            };
+            self.phase(Phase::Weights, load).await?
         };
-        let ((tokenizer, template), executor) = tokio::try_join!(text, weights)?;
 
         self.enter(Phase::Engine);
         self.metrics.set_cache(executor.geometry().blocks);
@@ -62,7 +74,7 @@ impl Worker {
         let observer: Arc<dyn Observer> = self.metrics.clone();
         let engine = Engine::start(executor, config, observer)
             .map_err(|error| failure(reason_of(&error), sentence_of(&error)))?;
-        self.timed("engine", measured(&engine)).await;
+        self.timed(Phase::Engine.as_str(), measured(&engine)).await;
         let served = Served {
             name: self.name.clone(),
             architecture: checkpoint.config.model_type().to_owned(),
@@ -77,6 +89,19 @@ impl Worker {
             engine: engine.clone(),
         };
         Ok((served, engine))
+    }
+
+    /// Runs a phase that reads files; what it gets tells the probes how many bytes it has read.
+    async fn phase<T: Send + 'static>(
+        &self,
+        phase: Phase,
+        work: impl FnOnce(&(dyn Fn(model::Progress) + Sync)) -> Result<T, TerminationMessage> + Send + 'static,
+    ) -> Result<T, TerminationMessage> {
+        self.lifecycle.set_bytes(0, 0);
+        self.enter(phase);
+        let lifecycle = self.lifecycle.clone();
+        let report = move |progress: model::Progress| lifecycle.set_bytes(progress.loaded, progress.total);
+        self.timed(phase.as_str(), blocking(move || work(&report))).await
     }
 
     /// The one line that says what this worker is.
@@ -129,6 +154,9 @@ fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
         ..standard
     };
     let plan = MemoryPlan::new(&checkpoint, &options).map_err(|error| error.termination())?;
+    Adapter::inspect_all(&options.adapters)
+        .and_then(|adapters| inventory::check_adapters(&checkpoint, &adapters))
+        .map_err(|error| error.termination())?;
     let defaults = sampling_defaults(&checkpoint.generation);
     defaults.validate(checkpoint.config.vocab_size).map_err(|wrong| {
         failure(Reason::UnsupportedModel, format!("generation_config.json: {wrong}; or remove the key"))

@@ -34,6 +34,8 @@ pub enum Phase {
     Metadata,
     /// Tokenizer and chat template.
     Tokenizer,
+    /// Every file is compared with the digest that was given.
+    Digest,
     /// Weights.
     Weights,
     /// The engine measures itself.
@@ -46,6 +48,7 @@ impl Phase {
         match self {
             Phase::Metadata => "metadata",
             Phase::Tokenizer => "tokenizer",
+            Phase::Digest => "digest",
             Phase::Weights => "weights",
             Phase::Engine => "engine",
         }
@@ -85,10 +88,10 @@ pub struct Progress {
     /// What a loading worker is at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<&'static str>,
-    /// Bytes of weights read.
+    /// Bytes read: of all files while they are compared with a digest, then of weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_done: Option<u64>,
-    /// Bytes of weights there are.
+    /// Bytes that there are to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_total: Option<u64>,
     /// Seconds since the start.
@@ -139,7 +142,7 @@ impl Lifecycle {
         self.0.begun.elapsed()
     }
 
-    /// Notes how much of the weights has been read.
+    /// Notes how much of the files or weights has been read.
     pub fn set_bytes(&self, done: u64, total: u64) {
         self.0.bytes_done.store(done, Ordering::Relaxed);
         self.0.bytes_total.store(total, Ordering::Relaxed);

@@ -64,6 +64,7 @@ pub fn not_serving(stage: Stage) -> Status {
             let what = match phase {
                 Phase::Metadata => "reading its configuration",
                 Phase::Tokenizer => "reading its tokenizer",
+                Phase::Digest => "comparing its files with --model-digest",
                 Phase::Weights => "reading its weights",
                 Phase::Engine => "measuring itself",
             };

@@ -127,6 +127,26 @@ fn a_batch_gives_each_sequence_its_number() {
 }
 
 #[test]
+fn another_digest_than_that_of_the_folder_ends_with_its_exit_code() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let (input, output) = (scratch.path().join("in.safetensors"), scratch.path().join("out.safetensors"));
+    write_ids(&input, &[("input_ids", &[3, 4])]);
+    let model = folder("dense-tied");
+    let with = |digest: &str| {
+        eval(&["--model", text(&model), "--input", text(&input), "--output", text(&output), "--model-digest", digest])
+    };
+    let printed = Command::new(env!("CARGO_BIN_EXE_ernie-worker")).args(["digest", "--model", text(&model)]).output();
+    let digest = String::from_utf8(printed.expect("started").stdout).expect("text");
+    assert!(with(digest.trim()).status.success());
+    fs::remove_file(&output).expect("written before");
+    let refused = with(&format!("sha256:{}", "0".repeat(64)));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(15), "{said}");
+    assert!(said.contains("DigestMismatch") && said.contains(digest.trim()), "{said}");
+    assert!(!output.exists());
+}
+
+#[test]
 fn an_adapter_is_applied_to_every_sequence() {
     let scratch = tempfile::tempdir().expect("a folder");
     let (input, output) = (scratch.path().join("in.safetensors"), scratch.path().join("out.safetensors"));

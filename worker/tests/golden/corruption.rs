@@ -417,6 +417,39 @@ fn a_file_that_is_cut_between_the_look_and_the_reading_is_refused() {
 }
 
 #[test]
+fn every_flipped_bit_of_any_file_is_refused_where_a_digest_is_given() {
+    use ernie_worker::model::digest::{Manifest, Reading};
+    let manifest = |path: &Path| {
+        Manifest::of(path, &Reading { threads: 2, drop_pages: false, report: &|_| {} }).expect("readable")
+    };
+    let copy = Copy::of("moe-bf16");
+    let expected = manifest(copy.path()).digest();
+    let (header, data) = split(&copy.original("model.safetensors"));
+    let mut random = Random(6);
+    for case in 0..cases() / 4 {
+        let (file, first) = match case % 8 {
+            0 => ("config.json", 0),
+            1 => ("generation_config.json", 0),
+            // weights, of which no other check could tell
+            _ => ("model.safetensors", 8 + header.len()),
+        };
+        let mut bytes = copy.original(file);
+        let place = first + random.below(bytes.len() - first);
+        bytes[place] ^= 1 << random.below(8);
+        copy.write(file, &bytes);
+        if first > 0 {
+            copy.inspect().expect("the header is whole");
+        }
+        let error = manifest(copy.path()).check(expected).expect_err("refused");
+        assert_eq!(error.reason(), Reason::DigestMismatch, "{file}, byte {place}");
+        copy.restore(file);
+    }
+    manifest(copy.path()).check(expected).expect("whole again");
+    copy.write("model-00002-of-00002.safetensors", &data[..8]);
+    assert_eq!(manifest(copy.path()).check(expected).expect_err("one more").reason(), Reason::DigestMismatch);
+}
+
+#[test]
 fn values_beyond_half_precision_are_refused_by_tensor_and_place() {
     use ernie_worker::model::{BackendChoice, DtypeChoice};
     let copy = Copy::of("dense-tied");

@@ -153,6 +153,38 @@ fn each_kind_of_broken_model_has_its_exit_code() {
 }
 
 #[test]
+fn another_digest_than_that_of_the_folder_is_told_with_both_and_every_file() {
+    let digest = |model: &Path, more: &[&str]| {
+        let output = binary().args(["digest", "--model"]).arg(model).args(more).output().expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let expected = digest(&model(), &[]);
+    let model = changed("model.safetensors", |path| {
+        let mut bytes = fs::read(path).expect("reads");
+        *bytes.last_mut().expect("not empty") ^= 1;
+        fs::write(path, bytes).expect("writes");
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let (code, log) = end(serve(model.path(), &folder, &["--model-digest", expected.trim()]));
+    assert_eq!(code, 15, "{log}");
+    let words = last_words(&folder).expect("a message");
+    assert_eq!(words.reason, Reason::DigestMismatch);
+    let found = digest(model.path(), &[]);
+    for word in [expected.trim(), found.trim(), "--model-digest (spec.model.digest)"] {
+        assert!(words.message.contains(word), "{word} in {}", words.message);
+    }
+    let files = digest(model.path(), &["--files"]);
+    assert_eq!(files.lines().count(), words.detail["files"].as_object().expect("files").len());
+    for line in files.lines() {
+        let (sum, name) = line.split_once("  ").expect("a sum and a name");
+        assert_eq!(words.detail["files"][name], sum);
+    }
+    let output = binary().args(["digest", "--model", "/no/such/model"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(10), "{output:?}");
+}
+
+#[test]
 fn too_little_memory_is_told_with_the_plan() {
     let folder = tempfile::tempdir().expect("a folder");
     let (code, log) = end(serve(&model(), &folder, &["--kv-cache-memory", "1Mi", "--max-model-len", "2048"]));
