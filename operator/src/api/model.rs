@@ -137,6 +137,11 @@ pub struct Model {
              '..', of letters, digits, '.', '_' and '-'"),
     )]
     pub uri: String,
+    /// Digest of the files of the model folder, as `ernie-worker digest --model DIR` prints it. A worker compares every
+    /// file before it reads weights, and fails with DigestMismatch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    pub digest: Option<String>,
     /// Name that clients send in requests; by default the resource's own name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9][-A-Za-z0-9._:/]*$"))]

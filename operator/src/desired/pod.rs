@@ -184,6 +184,7 @@ fn arguments(model: &ErnieModel) -> Vec<String> {
         ("--max-num-seqs", max_num_seqs),
         ("--max-queued-requests", max_queued_requests),
     ];
+    arguments.extend(model.spec.model.digest.iter().map(|digest| format!("--model-digest={digest}")));
     arguments.extend(optional.into_iter().filter_map(|(flag, value)| value.map(|value| format!("{flag}={value}"))));
     arguments
 }

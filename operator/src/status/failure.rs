@@ -342,8 +342,10 @@ fn explain(reason: Reason, model: &ErnieModel) -> (&'static str, bool) {
     let is_image = matches!(model.spec.model.uri.parse(), Ok(ModelUri::Image { .. }));
     match reason {
         Reason::InsufficientMemory => (reason.as_str(), true),
-        Reason::UnsupportedModel | Reason::ModelNotFound | Reason::CorruptModel => (reason.as_str(), is_image),
-        Reason::DeviceError | Reason::DigestMismatch => (reason.as_str(), false),
+        Reason::UnsupportedModel | Reason::ModelNotFound | Reason::CorruptModel | Reason::DigestMismatch => {
+            (reason.as_str(), is_image)
+        }
+        Reason::DeviceError => (reason.as_str(), false),
         // A flag that the worker refuses comes from the spec.
         Reason::Usage => ("InvalidSpec", true),
         Reason::Internal => ("CrashLoop", false),

@@ -329,9 +329,12 @@ fn a_model_that_does_not_fit_shows_its_plan_and_is_stopped_for_good() {
 #[test]
 fn an_image_that_cannot_be_served_stays_so_and_a_claim_may_be_repaired() {
     let image = model(json!({"model": {"uri": "oci://registry.example/ernie:1"}}));
-    for (code, word, stops) in
-        [(11, "UnsupportedModel", true), (10, "ModelNotFound", false), (12, "CorruptModel", false)]
-    {
+    for (code, word, stops) in [
+        (11, "UnsupportedModel", true),
+        (10, "ModelNotFound", false),
+        (12, "CorruptModel", false),
+        (15, "DigestMismatch", false),
+    ] {
         let replicas = vec![exited(code, "Error", &json!({"reason": word, "message": "m"}).to_string())];
         for (model, stays) in [(&image, true), (&claimed(), false)] {
             let failure = of_replicas(model, &replicas, Some(TEMPLATE), &HashMap::new());

@@ -82,6 +82,7 @@ fn cases() -> Vec<Case> {
             spec: claim,
             ..case(gave_up("CorruptModel", 12, "tensor x has a wrong shape"), "CorruptModel", &["tensor x"], false)
         },
+        case(gave_up("DigestMismatch", 15, "/model has the digest"), "DigestMismatch", &["has the digest"], true),
         case(gave_up("UnsupportedModel", 11, "architecture Llama"), "UnsupportedModel", &["architecture Llama"], true),
         case(
             gave_up("InsufficientMemory", 13, "needs 3.1 GiB, limit is 2 GiB"),
