@@ -255,7 +255,7 @@ struct Report {
 fn report(sequences: &[Sequence], results: &[Evaluation], args: &EvalArgs) {
     let sum = |figure: fn(&Figures) -> usize| results.iter().map(|result| figure(&result.figures)).sum::<usize>();
     eprintln!(
-        "{} sequences: {} preemptions, after which {} tokens ran again; {} tokens found in the prefix cache",
+        "sequences {}, preemptions {}, tokens that ran again {}, tokens found in the prefix cache {}",
         results.len(),
         sum(|figures| figures.preemptions),
         sum(|figures| figures.recomputed_tokens),

@@ -1,7 +1,7 @@
 //! Every golden folder through the scheduler in every way that it can run a sequence: alone, in a batch, in chunks,
 //! preempted, and behind a beginning found in the prefix cache.
 
-use ernie_worker::eval::evaluate::{Evaluation, Sequence, Settings, evaluate};
+use ernie_worker::eval::evaluate::{Evaluation, Rows, Sequence, Settings, evaluate};
 use ernie_worker::model::{DtypeChoice, ModelExecutor};
 
 use crate::reference::{
@@ -193,6 +193,15 @@ fn preempted_sequences_are_computed_again_to_the_reference_s_numbers() {
         }
         assert_eq!(results[0].figures.preemptions, 0, "{what}: the first in line gives way to nobody");
         case.check_all(what, &batch, &results);
+
+        let settings = Settings { rows: Rows::Last, chunk: 5, ..case.settings(40) };
+        let last = evaluate(&mut executor, &batch, &settings).expect("evaluated");
+        assert!(sum(&last, |result| result.figures.preemptions) > 0, "{what}, in chunks");
+        for (all, last) in results.iter().zip(&last) {
+            let row = &all.logits[all.logits.len() - last.logits.len()..];
+            assert_eq!((last.logits.len(), last.trace.count), (320, all.trace.count), "{what}, in chunks");
+            near(&format!("{what}, last row"), &last.logits, row, tolerance(case.name));
+        }
     });
 }
 
