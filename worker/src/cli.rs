@@ -99,6 +99,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
         action = ArgAction::Set, env = "ERNIE_ENABLE_PREFIX_CACHING")]
     pub enable_prefix_caching: bool,
+    /// Insist on the same answer to the same request and seed, whatever runs beside it: computes on the CPU, whose kernels
+    /// keep that promise anyway.
+    #[arg(long, env = "ERNIE_DETERMINISTIC")]
+    pub deterministic: bool,
     /// Metadata key that names the tenant, set by a trusted front. Default: one tenant.
     #[arg(long, value_name = "KEY", env = "ERNIE_TENANT_HEADER", value_parser = metadata_key)]
     pub tenant_header: Option<String>,
@@ -208,6 +212,11 @@ fn without_empty_variables(command: clap::Command, variable: fn(&OsStr) -> Optio
 }
 
 impl ServeArgs {
+    /// Where the model is to compute.
+    pub fn device(&self) -> DeviceChoice {
+        if self.deterministic { DeviceChoice::Cpu } else { self.device }
+    }
+
     /// Checks flags against each other.
     ///
     /// # Errors
@@ -217,6 +226,13 @@ impl ServeArgs {
             return Err(format!("--port and --http-port are both {}; choose two ports", self.port));
         }
         self.device.check()?;
+        if self.deterministic && self.device == DeviceChoice::Cuda {
+            return Err(
+                "--deterministic does not go with --device cuda, whose sums depend on what runs beside a request; \
+                        leave one of them out"
+                    .to_owned(),
+            );
+        }
         if let Some(tokens) = self.max_num_batched_tokens.filter(|&tokens| tokens < self.max_num_seqs) {
             return Err(format!(
                 "--max-num-batched-tokens {tokens} is less than --max-num-seqs {}: each running request needs a token of \
@@ -424,6 +440,13 @@ mod tests {
     }
 
     #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn the_promise_of_equal_answers_chooses_the_cpu() {
+        assert_eq!(serve(&["--deterministic"]).expect("parses").device(), DeviceChoice::Cpu);
+        assert_eq!(serve(&[]).expect("parses").device(), DeviceChoice::Auto);
+        assert!(serve(&["--deterministic", "--device", "cuda"]).is_err());
+    }
+
     #[test]
     fn a_device_that_this_binary_was_not_built_for_is_refused() {
         assert!(serve(&["--device", "cuda"]).expect_err("no CUDA").contains("--features cuda"));

@@ -138,7 +138,7 @@ struct Inspected {
 fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
     let checkpoint = Checkpoint::inspect(&args.model).map_err(|error| error.termination())?;
     let standard = LoadOptions::default();
-    let (device, backend) = args.device.open(None).map_err(|error| error.termination())?;
+    let (device, backend) = args.device().open(None).map_err(|error| error.termination())?;
     let memory_limit = device.memory_limit().map_err(|error| error.termination())?;
     let options = LoadOptions {
         device,
