@@ -28,8 +28,9 @@ struct File<'a> {
     normalizer: Option<Stage>,
     #[serde(default)]
     pre_tokenizer: Option<Stage>,
+    /// With every value in it, because the crate panics where it cannot read one.
     #[serde(default)]
-    decoder: Option<Stage>,
+    decoder: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -142,9 +143,11 @@ pub(super) fn read(bytes: &[u8], vocab: usize) -> Result<Parts, TokenizerError> 
     let corrupt = |error: &dyn std::fmt::Display| TokenizerError::Corrupt(format!("tokenizer.json: {error}"));
     let file: File<'_> = serde_json::from_slice(bytes).map_err(|error| corrupt(&error))?;
     check_model(&file.model)?;
-    stages::check([file.normalizer.as_ref(), file.pre_tokenizer.as_ref(), file.decoder.as_ref()])?;
+    let decoder = file.decoder.as_ref().filter(|decoder| !decoder.is_null()).map(Stage::deserialize);
+    let decoder = decoder.transpose().map_err(|error| corrupt(&format!("decoder: {error}")))?;
+    stages::check([file.normalizer.as_ref(), file.pre_tokenizer.as_ref(), decoder.as_ref()])?;
     let mut rules = DecodeRules::default();
-    if let Some(decoder) = &file.decoder {
+    if let Some(decoder) = &decoder {
         rules.add(decoder)?;
     }
     let (pieces, specials) = table(&file, &rules, vocab)?;

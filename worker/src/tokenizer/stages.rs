@@ -235,6 +235,23 @@ mod tests {
     }
 
     #[test]
+    fn values_of_a_decoder_that_cannot_be_read_are_refused_wherever_they_are() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for value in [r#""\ud800""#, "1e999", deep.as_str(), "\"\u{fffd}\""] {
+            let source = format!(
+                r#"{{"model": {{"type": "BPE", "vocab": {{"a": 0}}, "merges": []}}, "decoder": {{"type": "Fuse", "x": {value}}}}}"#
+            );
+            // a byte that is no text in place of the character that stands for one
+            let mut bytes = source.into_bytes();
+            if let Some(place) = bytes.windows(3).position(|bytes| bytes == "\u{fffd}".as_bytes()) {
+                bytes.splice(place..place + 3, [0xff]);
+            }
+            let error = Tokenizer::from_json(&bytes, 640).expect_err(value).to_string();
+            assert!(error.starts_with("tokenizer.json: "), "{error}");
+        }
+    }
+
+    #[test]
     fn a_post_processor_adds_nothing() {
         let twice = r#""post_processor": {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}},
             {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": {}, "single": [AGAIN]}"#;
