@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo ask test soak check-cuda bench images crds fmt cluster-up cluster-down cluster-status clean
+.PHONY: help demo ask test soak fuzz check-cuda bench images crds fmt cluster-up cluster-down cluster-status clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -16,6 +16,9 @@ test: ## everything that CI runs
 
 soak: ## the same with more cases, steps and requests; takes long
 	@scripts/test soak
+
+fuzz: ## feed damaged model files to their readers: make fuzz, or make fuzz TARGET=config TIME=600
+	@scripts/fuzz "$${TARGET:-all}" "$${TIME:-120}"
 
 check-cuda: ## compile the worker for CUDA as far as that goes without a GPU; nothing is run
 	@scripts/check-cuda
