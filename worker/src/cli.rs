@@ -447,6 +447,7 @@ mod tests {
         assert!(serve(&["--deterministic", "--device", "cuda"]).is_err());
     }
 
+    #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_device_that_this_binary_was_not_built_for_is_refused() {
         assert!(serve(&["--device", "cuda"]).expect_err("no CUDA").contains("--features cuda"));

@@ -167,7 +167,7 @@ pub fn run(args: &EvalArgs) -> Result<(), TerminationMessage> {
             let mut executor = load(args, &checkpoint, &sizes)?;
             let results = evaluate(&mut executor, &sequences, &settings).map_err(|error| failed(&error))?;
             report(&sequences, &results, args);
-            tensors::write(output, results, numbered, vocab).map_err(usage)
+            tensors::write(output, results, numbered, vocab).map_err(internal)
         }
         _ => Err(usage("give --input and --output, or --perplexity".to_owned())),
     }

@@ -3,7 +3,7 @@
 //! The grammar is that of ERNIE-4.5-21B-A3B-Thinking and of the parsers that Baidu's server and vLLM have for it: text
 //! before `</think>` is reasoning; then `<response>…</response>` is content, without the line breaks next to the tags,
 //! and each `<tool_call>…</tool_call>` holds JSON with `name` and `arguments`. Text between that has no tag is content
-//! too. A text without `</think>` is reasoning to its end.
+//! too, and line breaks between pieces of content stay. A text without `</think>` is reasoning to its end.
 
 use serde::de::IgnoredAny;
 
@@ -44,9 +44,11 @@ pub enum Opening {
 }
 
 impl Opening {
-    /// Where the answer to a prompt begins: a prompt that ends with `<think>` has opened the reasoning.
-    pub fn of(prompt: &str) -> Self {
-        if prompt.trim_end_matches('\n').ends_with(THINK) { Self::Reasoning } else { Self::Answer }
+    /// Where the answer to a prompt begins: a prompt that ends with `<think>` has opened the reasoning, unless those are
+    /// the words `last` that somebody said.
+    pub fn of(prompt: &str, last: &str) -> Self {
+        let opens = |text: &str| text.trim_end_matches('\n').ends_with(THINK);
+        if opens(prompt) && !(opens(last) && prompt.ends_with(last)) { Self::Reasoning } else { Self::Answer }
     }
 }
 
@@ -66,12 +68,20 @@ enum State {
     ToolCall,
 }
 
+/// The tags that begin a part, and what they begin.
+const OPENINGS: [(&str, State); 3] =
+    [(THINK, State::ReasoningTagged), (RESPONSE, State::ResponseStart), (TOOL_CALL, State::ToolCall)];
+
 /// Takes an answer apart while it comes. The parts do not depend on how the text is cut into pieces. Text is held back
 /// only where it may be the beginning of a tag, and in a tool call until its end.
 #[derive(Clone, Debug)]
 pub struct OutputParser {
     state: State,
     held: String,
+    /// Line breaks that count if more content follows.
+    breaks: String,
+    /// Whether there was content.
+    said: bool,
 }
 
 /// Whether there is more to do before the next piece of text.
@@ -84,7 +94,7 @@ impl OutputParser {
     /// A parser of one answer.
     pub fn new(opening: Opening) -> Self {
         let state = if opening == Opening::Reasoning { State::ReasoningStart } else { State::Between };
-        Self { state, held: String::new() }
+        Self { state, held: String::new(), breaks: String::new(), said: false }
     }
 
     /// Takes the next piece of text; appends to `out` what is certain now.
@@ -98,10 +108,13 @@ impl OutputParser {
         match self.state {
             State::ReasoningStart | State::ReasoningTagged | State::Reasoning => reasoning(&self.held, out),
             State::ToolCall => {
-                self.held.insert_str(0, TOOL_CALL);
-                content(&self.held, out);
+                let text = format!("{TOOL_CALL}{}", self.held);
+                self.say(&text, out);
             }
-            State::Between | State::ResponseStart | State::Response | State::Untagged => content(&self.held, out),
+            State::Between | State::ResponseStart | State::Response | State::Untagged => {
+                let text = std::mem::take(&mut self.held);
+                self.say(&text, out);
+            }
         }
     }
 
@@ -110,8 +123,8 @@ impl OutputParser {
             State::ReasoningStart => self.skip(THINK, State::ReasoningTagged, State::Reasoning),
             State::ReasoningTagged => self.skip("\n", State::Reasoning, State::Reasoning),
             State::ResponseStart => self.skip("\n", State::Response, State::Response),
-            State::Reasoning => self.until(END_OF_THINK, reasoning, out),
-            State::Response => self.until(END_OF_RESPONSE, content, out),
+            State::Reasoning => self.until(END_OF_THINK, |_, text, out| reasoning(text, out), out),
+            State::Response => self.until(END_OF_RESPONSE, Self::say, out),
             State::Between => self.between(),
             State::Untagged => self.untagged(out),
             State::ToolCall => self.tool_call(out),
@@ -136,49 +149,58 @@ impl OutputParser {
     }
 
     /// Hands out text up to a tag, without one line break before it.
-    fn until(&mut self, tag: &str, part: fn(&str, &mut Vec<Part>), out: &mut Vec<Part>) -> Progress {
+    fn until(&mut self, tag: &str, part: fn(&mut Self, &str, &mut Vec<Part>), out: &mut Vec<Part>) -> Progress {
         if let Some(at) = self.held.find(tag) {
-            let text = &self.held[..at];
-            part(text.strip_suffix('\n').unwrap_or(text), out);
+            let text = self.held[..at].to_owned();
             self.held.drain(..at + tag.len());
+            part(self, text.strip_suffix('\n').unwrap_or(&text), out);
             return self.enter(State::Between);
         }
         let keep = beginning(&self.held, tag);
         let ready = self.held.len() - keep;
         let ready = ready - usize::from(self.held[..ready].ends_with('\n'));
-        part(&self.held[..ready], out);
-        self.held.drain(..ready);
+        let text: String = self.held.drain(..ready).collect();
+        part(self, &text, out);
         Progress::Wait
     }
 
     /// Decides by its first characters what comes next.
     fn between(&mut self) -> Progress {
         let breaks = self.held.len() - self.held.trim_start_matches('\n').len();
-        self.held.drain(..breaks);
-        for (tag, state) in [(RESPONSE, State::ResponseStart), (TOOL_CALL, State::ToolCall)] {
+        self.breaks.extend(self.held.drain(..breaks));
+        for (tag, state) in OPENINGS {
             if self.held.starts_with(tag) {
                 self.held.drain(..tag.len());
                 return self.enter(state);
             }
         }
-        if RESPONSE.starts_with(self.held.as_str()) || TOOL_CALL.starts_with(self.held.as_str()) {
+        if OPENINGS.into_iter().any(|(tag, _)| tag.starts_with(self.held.as_str())) {
             return Progress::Wait;
         }
         self.enter(State::Untagged)
     }
 
-    /// Hands out text up to a tool call, without the line breaks before it.
+    /// Hands out text up to a tag, without the line breaks before it.
     fn untagged(&mut self, out: &mut Vec<Part>) -> Progress {
-        if let Some(at) = self.held.find(TOOL_CALL) {
-            content(self.held[..at].trim_end_matches('\n'), out);
-            self.held.drain(..at + TOOL_CALL.len());
-            return self.enter(State::ToolCall);
+        let found = OPENINGS.into_iter().filter_map(|(tag, _)| self.held.find(tag)).min();
+        let tag = OPENINGS.into_iter().map(|(tag, _)| beginning(&self.held, tag)).max().unwrap_or(0);
+        let ready = self.held[..found.unwrap_or(self.held.len() - tag)].trim_end_matches('\n').len();
+        let text: String = self.held.drain(..ready).collect();
+        self.say(&text, out);
+        if found.is_some() { self.enter(State::Between) } else { Progress::Wait }
+    }
+
+    /// Hands out content, with the line breaks between it and what was said before.
+    fn say(&mut self, text: &str, out: &mut Vec<Part>) {
+        if text.is_empty() {
+            return;
         }
-        let ready = self.held.len() - beginning(&self.held, TOOL_CALL);
-        let ready = self.held[..ready].trim_end_matches('\n').len();
-        content(&self.held[..ready], out);
-        self.held.drain(..ready);
-        Progress::Wait
+        let breaks = std::mem::take(&mut self.breaks);
+        if self.said {
+            content(&breaks, out);
+        }
+        self.said = true;
+        content(text, out);
     }
 
     /// Waits for the end of a tool call. One that is too long, or is none, is content as it stands.
@@ -188,13 +210,16 @@ impl OutputParser {
             Some(end) => {
                 match call(&self.held[..end]) {
                     Some(call) => out.push(call),
-                    None => content(&format!("{TOOL_CALL}{}", &self.held[..end + END_OF_TOOL_CALL.len()]), out),
+                    None => {
+                        let text = format!("{TOOL_CALL}{}", &self.held[..end + END_OF_TOOL_CALL.len()]);
+                        self.say(&text, out);
+                    }
                 }
                 self.held.drain(..end + END_OF_TOOL_CALL.len());
                 self.enter(State::Between)
             }
             None if end.is_some() || self.held.len() > MAX_TOOL_CALL + END_OF_TOOL_CALL.len() => {
-                content(TOOL_CALL, out);
+                self.say(TOOL_CALL, out);
                 self.enter(State::Untagged)
             }
             None => Progress::Wait,
@@ -314,6 +339,20 @@ mod tests {
             ),
             ("t\n</think>\n\n<respons", vec![thought("t"), said("<respons")]),
             ("t\n</think>\n\n<response>\ncut short\n", vec![thought("t"), said("cut short\n")]),
+            ("t</think>\n<response>\nWait\n</response>\n\nMore\n", vec![thought("t"), said("Wait\n\nMore\n")]),
+            (
+                "t</think>plain\n\n<tool_call>{\"name\":\"g\"}</tool_call>\nrest",
+                vec![thought("t"), said("plain"), asked("g", "{}"), said("\n\n\nrest")],
+            ),
+            (
+                "t</think>a\n\n<tool_call>not JSON</tool_call>\n\nb",
+                vec![thought("t"), said("a\n\n<tool_call>not JSON</tool_call>\n\nb")],
+            ),
+            ("t</think>Sure:\n<response>Hi</response>", vec![thought("t"), said("Sure:\nHi")]),
+            (
+                "t</think>so\n<think>\nmore\n</think>\nend",
+                vec![thought("t"), said("so"), thought("more"), said("\n\nend")],
+            ),
         ]
     }
 
@@ -363,10 +402,12 @@ mod tests {
 
     #[test]
     fn the_prompt_says_where_an_answer_begins() {
-        assert_eq!(Opening::of("<|im_start|>assistant\n<think>\n"), Opening::Reasoning);
-        assert_eq!(Opening::of("Assistant: <think>"), Opening::Reasoning);
-        assert_eq!(Opening::of("<think>\n\n</think>\n\n"), Opening::Answer);
+        assert_eq!(Opening::of("<|im_start|>assistant\n<think>\n", "hello"), Opening::Reasoning);
+        assert_eq!(Opening::of("Assistant: <think>", "what is <think>"), Opening::Reasoning);
+        assert_eq!(Opening::of("<think>\n\n</think>\n\n", "hello"), Opening::Answer);
+        assert_eq!(Opening::of("User: say <think>", "say <think>"), Opening::Answer);
         assert_eq!(parse(Opening::Answer, &["Hello\n", "you\n"]), [said("Hello\nyou\n")]);
+        assert_eq!(parse(Opening::Answer, &["\n<thi", "nk>\nso\n</think>\n\nHello"]), [thought("so"), said("Hello")]);
     }
 
     #[test]

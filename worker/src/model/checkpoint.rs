@@ -172,7 +172,8 @@ pub fn shard_names(file: &str, text: &str) -> LoadResult<BTreeMap<String, BTreeS
     let mut by_file = BTreeMap::<String, BTreeSet<String>>::new();
     for (tensor, shard) in weight_map.0 {
         let plain = Path::new(&shard).file_name().is_some_and(|name| name == shard.as_str());
-        if !plain || !shard.ends_with(".safetensors") {
+        // The digest of a folder leaves hidden files out.
+        if !plain || shard.starts_with('.') || !shard.ends_with(".safetensors") {
             return Err(LoadError::corrupt(format!("{file}: {tensor} lies in {shard:?}, which is no file name here")));
         }
         by_file.entry(shard).or_default().insert(tensor);

@@ -1,4 +1,4 @@
-//! The stream of one answer: the engine's tokens become text that is final.
+//! The stream of one answer: its choices side by side, in one bounded channel of messages.
 //!
 //! A task reads the engine's events and writes messages into a bounded channel; the response body is the channel's other
 //! end. When the client goes away the body is dropped, the task sees the channel closed and drops the engine's stream,
@@ -30,12 +30,21 @@ use crate::{
 const MESSAGES: usize = 64;
 /// How long a client may leave a message unread before its request is given up.
 const STALL: Duration = Duration::from_secs(30);
+
 /// An answer about to be streamed.
 pub(super) struct Answer {
     /// The engine's events of each choice.
     pub(super) choices: Vec<EventStream>,
     /// The first message.
     pub(super) started: v1::Started,
+    /// What its text looks like.
+    pub(super) text: AnswerForm,
+    /// For the text of tokens.
+    pub(super) tokenizer: Arc<Tokenizer>,
+}
+
+/// What the text of an answer looks like.
+pub(super) struct AnswerForm {
     /// The prompt's text, to be repeated before the answer.
     pub(super) echo: String,
     /// Strings that end the text.
@@ -44,8 +53,6 @@ pub(super) struct Answer {
     pub(super) include_stop: bool,
     /// Where the answer begins, when it is to be taken apart into reasoning, text and tool calls.
     pub(super) parts: Option<Opening>,
-    /// For the text of tokens.
-    pub(super) tokenizer: Arc<Tokenizer>,
 }
 
 /// The response body: messages, then a status unless the answer is complete.
@@ -74,7 +81,7 @@ impl Answer {
     }
 
     async fn run(self, sender: &mpsc::Sender<v1::GenerateResponse>) -> Result<(), Status> {
-        let Answer { choices, started, echo, stops, include_stop, parts, tokenizer } = self;
+        let Answer { choices, started, text: AnswerForm { echo, stops, include_stop, parts }, tokenizer } = self;
         let request_id = started.request_id.clone();
         send(sender, Said::Started(started)).await?;
         let choices = (0..).zip(choices).map(|(index, events)| {

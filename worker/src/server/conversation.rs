@@ -70,6 +70,7 @@ fn turn(message: v1::Message, field: &str, template: &ChatTemplate) -> Result<Tu
         ("reasoning_content", !reasoning_content.is_empty(), Role::Assistant),
         ("tool_calls", asks, Role::Assistant),
         ("tool_call_id", !tool_call_id.is_empty(), Role::Tool),
+        ("name", !name.is_empty(), Role::Tool),
     ];
     if let Some((wrong, _, of)) = misplaced.into_iter().find(|&(_, given, of)| given && role != of) {
         let sentence = format!("belongs to messages of the role {}, not {}; leave it out", of.as_str(), role.as_str());
@@ -99,7 +100,7 @@ fn role(number: i32, field: &str, known: &[Role]) -> Result<Role, Status> {
         Ok(v1::Role::Assistant) => Role::Assistant,
         Ok(v1::Role::Tool) => Role::Tool,
         Ok(v1::Role::Unspecified) => {
-            return Err(invalid(field, "is missing; set ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT"));
+            return Err(invalid(field, format!("is missing; use {}", words(known))));
         }
         Err(_) => {
             let sentence = format!("is {number}, which is no role of this API; set one of Role's values");
@@ -109,10 +110,13 @@ fn role(number: i32, field: &str, known: &[Role]) -> Result<Role, Status> {
     if known.contains(&role) {
         return Ok(role);
     }
-    let known: Vec<&str> = known.iter().map(|role| role.as_str()).collect();
     let sentence =
-        format!("is {}, which this model's chat template does not show; use {}", role.as_str(), known.join(", "));
+        format!("is {}, which this model's chat template does not show; use {}", role.as_str(), words(known));
     Err(invalid(field, sentence))
+}
+
+fn words(roles: &[Role]) -> String {
+    roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The parts of a message, joined as they are.
@@ -160,8 +164,12 @@ fn check_name(name: &str, field: &str) -> Result<(), Status> {
     Err(invalid(field, sentence))
 }
 
-/// A JSON object from its text.
+/// A JSON object from its text. Whole numbers beyond 64 bits are refused: a template would show them rounded.
 fn object(text: &str, field: &str) -> Result<Map<String, Value>, Status> {
+    if let Some(number) = long_number(text) {
+        let sentence = format!("has the number {}, of more than 64 bits; send it as a string", quoted(number));
+        return Err(invalid(field, sentence));
+    }
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => {
@@ -176,6 +184,34 @@ fn object(text: &str, field: &str) -> Result<Map<String, Value>, Status> {
         }
         Err(error) => Err(invalid(field, format!("is no JSON: {error}; send the text of a JSON object"))),
     }
+}
+
+/// The first whole number in a JSON text that 64 bits do not hold.
+fn long_number(text: &str) -> Option<&str> {
+    let mut rest = text;
+    while let Some(at) = rest.find(|character: char| character == '"' || character.is_ascii_digit()) {
+        rest = &rest[at..];
+        if let Some(inside) = rest.strip_prefix('"') {
+            let mut escaped = false;
+            let end = inside.find(|character| {
+                let ends = character == '"' && !escaped;
+                escaped = character == '\\' && !escaped;
+                ends
+            })?;
+            rest = &inside[end + 1..];
+        } else {
+            let of_number =
+                |character: char| character.is_ascii_digit() || matches!(character, '.' | 'e' | 'E' | '+' | '-');
+            let (number, after) = rest.split_at(rest.find(|character| !of_number(character)).unwrap_or(rest.len()));
+            let whole = number.bytes().all(|byte| byte.is_ascii_digit());
+            // A sign in front makes the range one wider at most, which u64 covers all the same.
+            if whole && number.parse::<u64>().is_err() {
+                return Some(number);
+            }
+            rest = after;
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -293,6 +329,19 @@ mod tests {
         let asks = v1::Message { tool_calls: vec![call], ..message(v1::Role::Assistant, &["x"]) };
         assert!(refused(asking(vec![asks.clone()]), false).starts_with("messages[0].tool_calls: are given, but"));
         assert!(refused(asking(vec![asks]), true).starts_with("messages[0].tool_calls[0].arguments: is a number"));
+    }
+
+    #[test]
+    fn numbers_that_would_be_rounded_are_refused() {
+        assert_eq!(long_number(r#"{"a": 18446744073709551615, "b": "99999999999999999999", "c\\\"": 1e30}"#), None);
+        assert_eq!(
+            long_number(r#"{"a": [1, -123456789012345678901234567890]}"#),
+            Some("123456789012345678901234567890")
+        );
+        let parameters = r#"{"maximum": 99999999999999999999}"#.to_owned();
+        let tools = vec![v1::Tool { name: "f".into(), parameters, ..Default::default() }];
+        let sentence = refused(v1::Conversation { tools, ..hello() }, true);
+        assert!(sentence.starts_with("tools[0].parameters: has the number \"99999999999999999999\""), "{sentence}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer::{Answer, AnswerStream},
+    answer::{Answer, AnswerForm, AnswerStream},
     arrival::{Arrival, TextBudget},
     connection::LiveCall,
     conversation::conversation,
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     chat::{ChatTemplate, output::Opening},
-    engine::{self, EngineHandle},
+    engine::{self, EngineHandle, EventStream},
     sampling::SamplingParams,
     tokenizer::{Tokenizer, TokenizerError},
 };
@@ -154,41 +154,67 @@ impl Inference {
         let limits = served.engine.limits();
         let allowed = Allowed { vocab: limits.vocab, max_num_seqs: limits.max_num_seqs };
         let generation = generation(call.sampling, &served.defaults, allowed, draw)?;
-        let (Prepared { ids: prompt, echo, parts }, generation) = {
-            let (worker, make) = (Arc::clone(&served), call.make);
-            let work = move || prepare(&worker, make, generation);
-            off_the_async_threads(&served.text, call.arrival, work).await?
+        let (worker, make) = (Arc::clone(&served), call.make);
+        let submit = move || {
+            let (prepared, generation) = prepare(&worker, make, generation)?;
+            let caller = Caller { request_id, tenant, deadline: accepted + time, adapter };
+            submit(&worker, caller, prepared, generation)
         };
-        let Generation { sampling, stops, include_stop, .. } = &generation;
-        let (seed, prompt_tokens) = (sampling.seed, u32::try_from(prompt.len()).unwrap_or(u32::MAX));
-        let started = v1::Started { request_id: request_id.clone(), model, seed, prompt_tokens, numerics };
-        let (stops, include_stop) = (stops.clone(), *include_stop);
-        let request = engine::Request {
-            id: request_id,
-            prompt,
-            position_ids: None,
-            emitted: Vec::new(),
-            sampling: generation.sampling,
-            choice: 0,
-            max_tokens: generation.max_tokens,
-            min_tokens: generation.min_tokens,
-            stop_token_ids: generation.stop_token_ids,
-            eos_token_ids: Arc::clone(&served.eos_token_ids),
-            ignore_eos: generation.ignore_eos,
-            deadline: accepted + time,
-            priority: 0,
-            tenant,
-            adapter,
-        };
-        // Dropping the streams of those that were taken withdraws them.
-        let choices: Result<Vec<_>, _> = (0..generation.choices)
-            .map(|choice| served.engine.submit(engine::Request { choice, ..request.clone() }))
-            .collect();
-        let choices = choices.map_err(|rejected| status::rejected(&rejected))?;
-        let tokenizer = Arc::clone(&served.tokenizer);
-        let answer = Answer { choices, started, echo, stops, include_stop, parts, tokenizer };
+        let Submitted { choices, request_id, seed, prompt_tokens, text } =
+            off_the_async_threads(&served.text, call.arrival, submit).await?;
+        let started = v1::Started { request_id, model, seed, prompt_tokens, numerics };
+        let answer = Answer { choices, started, text, tokenizer: Arc::clone(&served.tokenizer) };
         Ok(Response::new(answer.start(&self.0.streams, call.live)))
     }
+}
+
+/// Who asks, and how long they wait.
+struct Caller {
+    request_id: String,
+    tenant: Arc<str>,
+    deadline: Instant,
+    adapter: Option<engine::Adapter>,
+}
+
+/// A request that the engine has taken.
+struct Submitted {
+    choices: Vec<EventStream>,
+    request_id: String,
+    seed: u64,
+    prompt_tokens: u32,
+    text: AnswerForm,
+}
+
+/// Hands every choice of a request to the engine.
+fn submit(served: &Served, caller: Caller, prepared: Prepared, generation: Generation) -> Result<Submitted, Status> {
+    let Caller { request_id, tenant, deadline, adapter } = caller;
+    let seed = generation.sampling.seed;
+    let prompt_tokens = u32::try_from(prepared.ids.len()).unwrap_or(u32::MAX);
+    let request = engine::Request {
+        id: request_id.clone(),
+        prompt: prepared.ids,
+        position_ids: None,
+        emitted: Vec::new(),
+        sampling: generation.sampling,
+        choice: 0,
+        max_tokens: generation.max_tokens,
+        min_tokens: generation.min_tokens,
+        stop_token_ids: generation.stop_token_ids,
+        eos_token_ids: Arc::clone(&served.eos_token_ids),
+        ignore_eos: generation.ignore_eos,
+        deadline,
+        priority: 0,
+        tenant,
+        adapter,
+    };
+    // Dropping the streams of those that were taken withdraws them.
+    let choices: Result<Vec<_>, _> = (0..generation.choices)
+        .map(|choice| served.engine.submit(engine::Request { choice, ..request.clone() }))
+        .collect();
+    let choices = choices.map_err(|rejected| status::rejected(&rejected))?;
+    let (stops, include_stop) = (generation.stops, generation.include_stop);
+    let text = AnswerForm { echo: prepared.echo, stops, include_stop, parts: prepared.parts };
+    Ok(Submitted { choices, request_id, seed, prompt_tokens, text })
 }
 
 /// What Chat and Complete have in common.
@@ -317,6 +343,14 @@ fn tokens_of(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Statu
     })
 }
 
+/// The last words of a message.
+fn said(message: &v1::Message) -> String {
+    match message.content.last().and_then(|part| part.part.as_ref()) {
+        Some(v1::content_part::Part::Text(text)) => text.clone(),
+        None => String::new(),
+    }
+}
+
 /// The prompt of a conversation; `prefix` stands before the names of its fields.
 fn render(served: &Served, asked: v1::Conversation, prefix: &str) -> Result<String, Status> {
     let template = served.template.as_ref().ok_or_else(|| {
@@ -340,9 +374,10 @@ impl inference_server::Inference for Inference {
             request;
         let asked = v1::Conversation { messages, add_generation_prompt, tools, chat_template_kwargs };
         let make: Make = Box::new(move |served, last| {
+            let said = asked.messages.last().map(said).unwrap_or_default();
             let text = render(served, asked, "")?;
             let marked = served.template.as_ref().is_some_and(ChatTemplate::marks_parts);
-            let parts = marked.then(|| Opening::of(&text));
+            let parts = marked.then(|| Opening::of(&text, &said));
             Ok(Prepared { ids: encode(served, &text, last, "messages")?, echo: String::new(), parts })
         });
         self.generate(Call::new(metadata, &extensions, model, request_id, sampling, make)).await
