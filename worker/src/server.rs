@@ -2,8 +2,8 @@
 //!
 //! - [`connection`]: accepting, limits, ageing; [`calls`]: what every call passes through; `arrival`: what requests may
 //!   hold until the engine has them;
-//! - [`Inference`]: `ernie.v1`; `request`, `conversation` and `generation` check what comes in, `answer` and `choice` stream what goes
-//!   out, `text` says what its tokens mean;
+//! - [`Inference`]: `ernie.v1`. `request`, `conversation` and `generation` check what comes in; `prompt` and `submission`
+//!   take it to the engine; `answer`, `choice` and `text` stream what comes back;
 //! - [`lifecycle`]: the stage that probes, health and shutdown watch.
 
 pub mod calls;
@@ -19,7 +19,10 @@ mod conversation;
 mod generation;
 mod health;
 mod inference;
+mod prompt;
 mod request;
+mod served;
+mod submission;
 mod text;
 
 use ernie_proto::ernie::v1::inference_server::InferenceServer;
@@ -27,7 +30,8 @@ use tonic::service::Routes;
 
 pub use answer::AnswerStream;
 pub use arrival::{ARRIVING_BYTES, TextBudget};
-pub use inference::{Inference, Served, ServedAdapter, WARM_UP_KEY};
+pub use inference::{Inference, WARM_UP_KEY};
+pub use served::{Served, ServedAdapter};
 
 use calls::MAX_REQUEST_BYTES;
 use lifecycle::Lifecycle;

@@ -13,65 +13,24 @@ use tokio_util::task::TaskTracker;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    answer::{Answer, AnswerForm, AnswerStream},
+    answer::{Answer, AnswerStream},
     arrival::{Arrival, TextBudget},
     connection::LiveCall,
-    conversation::conversation,
     deadline,
-    generation::{Allowed, Generation, banned_sequences, generation},
+    generation::{Allowed, generation},
     lifecycle::{Lifecycle, Stage},
+    prompt::{Prepared, decode, encode, ending, render, said, tokens_of},
     request,
+    served::Served,
     status::{self, invalid},
+    submission::{Caller, Make, Submitted, prepare, submit},
 };
-use crate::{
-    chat::{ChatTemplate, output::Opening},
-    engine::{self, EngineHandle, EventStream},
-    sampling::SamplingParams,
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use crate::chat::{ChatTemplate, output::Opening};
 
 /// Metadata key of the worker's own trial request.
 pub const WARM_UP_KEY: &str = "x-ernie-warm-up";
 /// Longest tenant name, in bytes.
 const MAX_TENANT_BYTES: usize = 128;
-/// Longest text that Detokenize returns, in bytes; clients take messages of 4 MiB unless told otherwise.
-const MAX_TEXT_BYTES: usize = 3 << 20;
-
-/// A loaded model, as the services see it.
-pub struct Served {
-    /// The name that clients send.
-    pub name: String,
-    /// `model_type` of config.json.
-    pub architecture: String,
-    /// Number format of the weights.
-    pub dtype: String,
-    /// Identifies weights, formats and kernels: equal seeds give equal answers where this is equal.
-    pub numerics: String,
-    /// The adapters, which clients ask for as models of their own.
-    pub adapters: Vec<ServedAdapter>,
-    /// Tokens that end an answer.
-    pub eos_token_ids: Arc<[u32]>,
-    /// What requests leave out.
-    pub defaults: SamplingParams,
-    /// Text to ids and back.
-    pub tokenizer: Arc<Tokenizer>,
-    /// Conversation to text, when the model has a template.
-    pub template: Option<ChatTemplate>,
-    /// How much text is worked on at once.
-    pub text: TextBudget,
-    /// Where requests go.
-    pub engine: EngineHandle,
-}
-
-/// A loaded adapter, as the services see it.
-pub struct ServedAdapter {
-    /// The name that clients send.
-    pub name: String,
-    /// As [`Served::numerics`], of the model with this adapter.
-    pub numerics: String,
-    /// What the engine knows it by.
-    pub adapter: engine::Adapter,
-}
 
 /// The service `ernie.v1.Inference`. Clones share everything.
 #[derive(Clone)]
@@ -155,66 +114,17 @@ impl Inference {
         let allowed = Allowed { vocab: limits.vocab, max_num_seqs: limits.max_num_seqs };
         let generation = generation(call.sampling, &served.defaults, allowed, draw)?;
         let (worker, make) = (Arc::clone(&served), call.make);
-        let submit = move || {
+        let work = move || {
             let (prepared, generation) = prepare(&worker, make, generation)?;
             let caller = Caller { request_id, tenant, deadline: accepted + time, adapter };
             submit(&worker, caller, prepared, generation)
         };
         let Submitted { choices, request_id, seed, prompt_tokens, text } =
-            off_the_async_threads(&served.text, call.arrival, submit).await?;
+            off_the_async_threads(&served.text, call.arrival, work).await?;
         let started = v1::Started { request_id, model, seed, prompt_tokens, numerics };
         let answer = Answer { choices, started, text, tokenizer: Arc::clone(&served.tokenizer) };
         Ok(Response::new(answer.start(&self.0.streams, call.live)))
     }
-}
-
-/// Who asks, and how long they wait.
-struct Caller {
-    request_id: String,
-    tenant: Arc<str>,
-    deadline: Instant,
-    adapter: Option<engine::Adapter>,
-}
-
-/// A request that the engine has taken.
-struct Submitted {
-    choices: Vec<EventStream>,
-    request_id: String,
-    seed: u64,
-    prompt_tokens: u32,
-    text: AnswerForm,
-}
-
-/// Hands every choice of a request to the engine.
-fn submit(served: &Served, caller: Caller, prepared: Prepared, generation: Generation) -> Result<Submitted, Status> {
-    let Caller { request_id, tenant, deadline, adapter } = caller;
-    let seed = generation.sampling.seed;
-    let prompt_tokens = u32::try_from(prepared.ids.len()).unwrap_or(u32::MAX);
-    let request = engine::Request {
-        id: request_id.clone(),
-        prompt: prepared.ids,
-        position_ids: None,
-        emitted: Vec::new(),
-        sampling: generation.sampling,
-        choice: 0,
-        max_tokens: generation.max_tokens,
-        min_tokens: generation.min_tokens,
-        stop_token_ids: generation.stop_token_ids,
-        eos_token_ids: Arc::clone(&served.eos_token_ids),
-        ignore_eos: generation.ignore_eos,
-        deadline,
-        priority: 0,
-        tenant,
-        adapter,
-    };
-    // Dropping the streams of those that were taken withdraws them.
-    let choices: Result<Vec<_>, _> = (0..generation.choices)
-        .map(|choice| served.engine.submit(engine::Request { choice, ..request.clone() }))
-        .collect();
-    let choices = choices.map_err(|rejected| status::rejected(&rejected))?;
-    let (stops, include_stop) = (generation.stops, generation.include_stop);
-    let text = AnswerForm { echo: prepared.echo, stops, include_stop, parts: prepared.parts };
-    Ok(Submitted { choices, request_id, seed, prompt_tokens, text })
 }
 
 /// What Chat and Complete have in common.
@@ -239,45 +149,6 @@ impl Call {
     ) -> Self {
         let (live, arrival) = (extensions.get().cloned(), extensions.get().cloned());
         Self { metadata, live, arrival, model, request_id, sampling, make }
-    }
-}
-
-/// Makes a prompt, of which only so many tokens at its end are wanted; slow, so it runs off the async threads.
-type Make = Box<dyn FnOnce(&Served, Option<usize>) -> Result<Prepared, Status> + Send>;
-
-/// What needs the tokenizer: the prompt, and the words that are never written.
-fn prepare(served: &Served, make: Make, mut generation: Generation) -> Result<(Prepared, Generation), Status> {
-    generation.sampling.bad_words = banned_sequences(&generation.bad_words, &served.tokenizer)?;
-    Ok((make(served, generation.truncate_prompt)?, generation))
-}
-
-/// A prompt for the engine.
-struct Prepared {
-    ids: Vec<u32>,
-    /// Its text, when the answer is to repeat it.
-    echo: String,
-    /// Where the answer begins, when it is to be taken apart.
-    parts: Option<Opening>,
-}
-
-/// What a client's model name stands for.
-struct Asked<'a> {
-    name: &'a str,
-    numerics: &'a str,
-    adapter: Option<engine::Adapter>,
-}
-
-impl Served {
-    /// The model of that name, with or without an adapter; an empty name is the model itself.
-    fn find(&self, asked: &str) -> Result<Asked<'_>, Status> {
-        if asked.is_empty() || asked == self.name {
-            return Ok(Asked { name: &self.name, numerics: &self.numerics, adapter: None });
-        }
-        let adapter = self.adapters.iter().find(|adapter| adapter.name == asked).ok_or_else(|| {
-            let names = std::iter::once(&self.name).chain(self.adapters.iter().map(|adapter| &adapter.name));
-            status::unknown_model(asked, names.map(String::as_str))
-        })?;
-        Ok(Asked { name: &adapter.name, numerics: &adapter.numerics, adapter: Some(adapter.adapter) })
     }
 }
 
@@ -307,60 +178,6 @@ async fn off_the_async_threads<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")))
-}
-
-/// Token ids of a text that came in `field`, or the last of them. A text that cannot fit the context is refused before it
-/// is tokenised, unless its beginning is not wanted.
-fn encode(served: &Served, text: &str, last: Option<usize>, field: &str) -> Result<Vec<u32>, Status> {
-    let (context, least) = (served.engine.limits().context, text.len() / served.tokenizer.longest_piece().max(1));
-    if last.is_none() && least > context {
-        return Err(invalid(
-            field,
-            format!("has at least {least} tokens; prompt and answer together may have {context}"),
-        ));
-    }
-    Ok(ending(tokens_of(served, text, field)?, last))
-}
-
-/// The last of these ids.
-fn ending(mut ids: Vec<u32>, last: Option<usize>) -> Vec<u32> {
-    if let Some(last) = last {
-        ids.drain(..ids.len().saturating_sub(last));
-    }
-    ids
-}
-
-/// Token ids of a text, of which there may be no more than the memory plan has room for.
-fn tokens_of(served: &Served, text: &str, field: &str) -> Result<Vec<u32>, Status> {
-    let (bytes, most) = (text.len(), served.text.bytes());
-    if bytes > most {
-        let sentence = format!("has {bytes} bytes of text; with its context this model takes at most {most}");
-        return Err(invalid(field, sentence));
-    }
-    served.tokenizer.encode(text).map_err(|error| match error {
-        TokenizerError::Encode(_) => invalid(field, error.to_string()),
-        _ => Status::internal(error.to_string()),
-    })
-}
-
-/// The last words of a message.
-fn said(message: &v1::Message) -> String {
-    match message.content.last().and_then(|part| part.part.as_ref()) {
-        Some(v1::content_part::Part::Text(text)) => text.clone(),
-        None => String::new(),
-    }
-}
-
-/// The prompt of a conversation; `prefix` stands before the names of its fields.
-fn render(served: &Served, asked: v1::Conversation, prefix: &str) -> Result<String, Status> {
-    let template = served.template.as_ref().ok_or_else(|| {
-        Status::failed_precondition(format!(
-            "the model {:?} has no chat template; use Complete, or add chat_template.jinja to its folder",
-            served.name
-        ))
-    })?;
-    let conversation = conversation(asked, prefix, template)?;
-    template.render(&conversation).map_err(|error| invalid(&format!("{prefix}messages"), error.to_string()))
 }
 
 #[tonic::async_trait]
@@ -454,13 +271,4 @@ impl inference_server::Inference for Inference {
             adapters: served.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
         }))
     }
-}
-
-fn decode(served: &Served, ids: &[u32], skip_special: bool, field: &str) -> Result<String, Status> {
-    let bytes: usize = ids.iter().map(|&id| served.tokenizer.bytes(id).len()).sum();
-    if bytes > MAX_TEXT_BYTES {
-        let sentence = format!("stands for {bytes} bytes of text; send ids for at most {MAX_TEXT_BYTES}");
-        return Err(invalid(field, sentence));
-    }
-    Ok(served.tokenizer.decode(ids, skip_special))
 }
