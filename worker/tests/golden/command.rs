@@ -303,7 +303,7 @@ fn mistakes_have_the_exit_code_of_their_kind_and_a_sentence() {
         ([&base[..], &["--level", "avx9"]].concat(), 2, "avx9"),
         ([&base[..], &["--quantization", "int8"]].concat(), 2, "give none"),
         ([&base[..], &["--repeat", "0"]].concat(), 2, "at least 1"),
-        ([&base[..], &["--deterministic", "--backend", "candle"]].concat(), 2, "--backend candle"),
+        ([&base[..], &["--deterministic", "--backend", "candle"]].concat(), 2, "does not go with candle"),
         ([&base[..], &["--generate", "62", "--kv-blocks", "2"]].concat(), 2, "give at least 3"),
         ([&base[..], &["--generate", "18446744073709551615"]].concat(), 2, "the context of 131072"),
         (vec!["--model", text(&model), "--perplexity", text(&input), "--repeat", "2"], 2, "--repeat"),
