@@ -4,13 +4,10 @@ use ernie_proto::ernie::v1;
 use tonic::Status;
 
 use super::{
-    request::check_ids,
+    request::{check_ids, encode},
     status::{invalid, quoted},
 };
-use crate::{
-    sampling::SamplingParams,
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use crate::{sampling::SamplingParams, tokenizer::Tokenizer};
 
 /// Most stop strings.
 const MAX_STOPS: usize = 16;
@@ -178,10 +175,7 @@ pub fn banned_sequences(words: &[String], tokenizer: &Tokenizer) -> Result<Vec<V
         let field = || format!("sampling.bad_words[{index}]");
         let word = word.trim_start();
         for spelling in [word.to_owned(), format!(" {word}")] {
-            let ids = tokenizer.encode(&spelling).map_err(|error| match error {
-                TokenizerError::Encode(_) => invalid(&field(), error.to_string()),
-                _ => Status::internal(error.to_string()),
-            })?;
+            let ids = encode(tokenizer, &spelling, &field())?;
             if ids.len() > MAX_BAD_WORD_TOKENS {
                 let sentence = format!("has {} tokens; give words of at most {MAX_BAD_WORD_TOKENS}", ids.len());
                 return Err(invalid(&field(), sentence));
@@ -209,15 +203,7 @@ fn check_stops(stops: &[String]) -> Result<(), Status> {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
-
-    use super::*;
-
-    fn refused(result: Result<impl std::fmt::Debug, Status>) -> String {
-        let status = result.expect_err("refused");
-        assert_eq!(status.code(), Code::InvalidArgument);
-        status.message().to_owned()
-    }
+    use super::{super::status::refused, *};
 
     const ALLOWED: Allowed = Allowed { vocab: 100, max_num_seqs: 8 };
 

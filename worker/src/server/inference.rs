@@ -23,7 +23,7 @@ use super::{
     request,
     served::Served,
     status::{self, invalid},
-    submission::{Caller, Make, Submitted, prepare, submit},
+    submission::{Caller, Make, Submitted, submit},
 };
 use crate::chat::{ChatTemplate, output::Opening};
 
@@ -113,13 +113,10 @@ impl Inference {
         let limits = served.engine.limits();
         let allowed = Allowed { vocab: limits.vocab, max_num_seqs: limits.max_num_seqs };
         let generation = generation(call.sampling, &served.defaults, allowed, draw)?;
+        let caller = Caller { request_id: request_id.clone(), tenant, deadline: accepted + time, adapter };
         let (worker, make) = (Arc::clone(&served), call.make);
-        let work = move || {
-            let (prepared, generation) = prepare(&worker, make, generation)?;
-            let caller = Caller { request_id, tenant, deadline: accepted + time, adapter };
-            submit(&worker, caller, prepared, generation)
-        };
-        let Submitted { choices, request_id, seed, prompt_tokens, text } =
+        let work = move || submit(&worker, caller, make, generation);
+        let Submitted { choices, seed, prompt_tokens, text } =
             off_the_async_threads(&served.text, call.arrival, work).await?;
         let started = v1::Started { request_id, model, seed, prompt_tokens, numerics };
         let answer = Answer { choices, started, text, tokenizer: Arc::clone(&served.tokenizer) };

@@ -4,8 +4,8 @@
 use ernie_proto::ernie::v1;
 use tonic::Status;
 
-use super::{conversation::conversation, served::Served, status::invalid};
-use crate::{chat::output::Opening, tokenizer::TokenizerError};
+use super::{conversation::conversation, request, served::Served, status::invalid};
+use crate::chat::output::Opening;
 
 /// Longest text that Detokenize returns, in bytes; clients take messages of 4 MiB unless told otherwise.
 const MAX_TEXT_BYTES: usize = 3 << 20;
@@ -48,10 +48,7 @@ pub(super) fn tokens_of(served: &Served, text: &str, field: &str) -> Result<Vec<
         let sentence = format!("has {bytes} bytes of text; with its context this model takes at most {most}");
         return Err(invalid(field, sentence));
     }
-    served.tokenizer.encode(text).map_err(|error| match error {
-        TokenizerError::Encode(_) => invalid(field, error.to_string()),
-        _ => Status::internal(error.to_string()),
-    })
+    request::encode(&served.tokenizer, text, field)
 }
 
 /// The last words of a message.

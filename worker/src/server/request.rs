@@ -7,6 +7,7 @@ use ernie_proto::ernie::v1::complete_request::Prompt;
 use tonic::Status;
 
 use super::status::{invalid, quoted};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Longest request id, in bytes.
 const MAX_ID_BYTES: usize = 128;
@@ -55,18 +56,21 @@ pub fn request_id(id: String, draw: impl FnOnce() -> u64) -> Result<String, Stat
     Ok(id)
 }
 
+/// Token ids of a text that came in `field`.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when the tokenizer gives up on the text.
+pub fn encode(tokenizer: &Tokenizer, text: &str, field: &str) -> Result<Vec<u32>, Status> {
+    tokenizer.encode(text).map_err(|error| match error {
+        TokenizerError::Encode(_) => invalid(field, error.to_string()),
+        _ => Status::internal(error.to_string()),
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use super::{super::status::refused, *};
     use ernie_proto::ernie::v1;
-    use tonic::Code;
-
-    use super::*;
-
-    fn refused(result: Result<impl std::fmt::Debug, Status>) -> String {
-        let status = result.expect_err("refused");
-        assert_eq!(status.code(), Code::InvalidArgument);
-        status.message().to_owned()
-    }
 
     #[test]
     fn a_prompt_must_be_there_and_hold_something() {

@@ -133,6 +133,14 @@ pub fn quoted(text: &str) -> String {
     format!("{short:?}")
 }
 
+/// The sentence of a result that must be a refusal of the request.
+#[cfg(test)]
+pub fn refused(result: Result<impl std::fmt::Debug, Status>) -> String {
+    let status = result.expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    status.message().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,16 +16,6 @@ use crate::engine::{self, EventStream};
 /// Makes a prompt, of which only so many tokens at its end are wanted; slow, so it runs off the async threads.
 pub(super) type Make = Box<dyn FnOnce(&Served, Option<usize>) -> Result<Prepared, Status> + Send>;
 
-/// What needs the tokenizer: the prompt, and the words that are never written.
-pub(super) fn prepare(
-    served: &Served,
-    make: Make,
-    mut generation: Generation,
-) -> Result<(Prepared, Generation), Status> {
-    generation.sampling.bad_words = banned_sequences(&generation.bad_words, &served.tokenizer)?;
-    Ok((make(served, generation.truncate_prompt)?, generation))
-}
-
 /// Who asks, and how long they wait.
 pub(super) struct Caller {
     /// The request's id.
@@ -42,8 +32,6 @@ pub(super) struct Caller {
 pub(super) struct Submitted {
     /// The engine's events of each choice.
     pub(super) choices: Vec<EventStream>,
-    /// The request's id.
-    pub(super) request_id: String,
     /// The seed in use.
     pub(super) seed: u64,
     /// Tokens of the prompt.
@@ -52,18 +40,20 @@ pub(super) struct Submitted {
     pub(super) text: AnswerForm,
 }
 
-/// Hands every choice of a request to the engine.
+/// Makes the prompt, and hands every choice of a request to the engine.
 pub(super) fn submit(
     served: &Served,
     caller: Caller,
-    prepared: Prepared,
-    generation: Generation,
+    make: Make,
+    mut generation: Generation,
 ) -> Result<Submitted, Status> {
+    generation.sampling.bad_words = banned_sequences(&generation.bad_words, &served.tokenizer)?;
+    let prepared = make(served, generation.truncate_prompt)?;
     let Caller { request_id, tenant, deadline, adapter } = caller;
     let seed = generation.sampling.seed;
     let prompt_tokens = u32::try_from(prepared.ids.len()).unwrap_or(u32::MAX);
     let request = engine::Request {
-        id: request_id.clone(),
+        id: request_id,
         prompt: prepared.ids,
         position_ids: None,
         emitted: Vec::new(),
@@ -86,5 +76,5 @@ pub(super) fn submit(
     let choices = choices.map_err(|rejected| status::rejected(&rejected))?;
     let (stops, include_stop) = (generation.stops, generation.include_stop);
     let text = AnswerForm { echo: prepared.echo, stops, include_stop, parts: prepared.parts };
-    Ok(Submitted { choices, request_id, seed, prompt_tokens, text })
+    Ok(Submitted { choices, seed, prompt_tokens, text })
 }
