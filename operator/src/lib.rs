@@ -5,7 +5,7 @@
 //!                       (shell)     (reads)    (pure)    (writes)  (pure)
 //! ```
 //!
-//! The pure modules (`api`, `desired`, `difference`, `observed`, `status`) know no client and no clock; the rest is
+//! The pure modules (`api`, `desired`, `difference`, `observed`, `scale`, `status`) know no client and no clock; the rest is
 //! plumbing around them. Children have the model as their owner and no finalizer: deletion needs no operator.
 
 pub mod api;
@@ -24,5 +24,6 @@ pub mod observe;
 pub mod observed;
 pub mod reconcile;
 pub mod run;
+pub mod scale;
 pub mod status;
 pub mod telemetry;
