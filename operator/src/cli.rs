@@ -8,6 +8,7 @@ use crate::desired::{Defaults, Release};
 use crate::leader::Election;
 use crate::observe::Scope;
 use crate::run::Config;
+use crate::simulate::Simulate;
 use crate::telemetry::LogFormat;
 
 /// Kubernetes operator that serves ERNIE 4.5 models.
@@ -26,6 +27,8 @@ pub enum Command {
     Run(Box<Run>),
     /// Print the CustomResourceDefinition as YAML, for `kubectl apply --server-side -f -`.
     Crd,
+    /// Show what the autoscaler, or a rule of somebody else, makes of a scenario or a trace.
+    Simulate(Box<Simulate>),
 }
 
 /// Flags of `run`. The cluster is the one of KUBECONFIG, or the one the process runs in.
@@ -145,7 +148,7 @@ mod tests {
             Cli::try_parse_from(["ernie-operator", "run", "--worker-image=example/worker:1"].iter().chain(flags))?;
         match cli.command {
             Command::Run(run) => Ok(run),
-            Command::Crd => unreachable!("run was asked for"),
+            Command::Crd | Command::Simulate(_) => unreachable!("run was asked for"),
         }
     }
 

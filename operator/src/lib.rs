@@ -25,5 +25,6 @@ pub mod observed;
 pub mod reconcile;
 pub mod run;
 pub mod scale;
+pub mod simulate;
 pub mod status;
 pub mod telemetry;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use ernie_operator::cli::{Cli, Command, Run};
-use ernie_operator::{api, run, telemetry};
+use ernie_operator::{api, run, simulate, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Run(flags) => start(&flags),
+        Command::Simulate(flags) => simulate::run(&flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -23,6 +23,8 @@ pub mod down_window;
 pub mod error_budget;
 pub mod fresh;
 pub mod history;
+#[cfg(test)]
+mod invariants;
 pub mod lead_time;
 pub mod learn;
 pub mod moment;

@@ -1,7 +1,7 @@
 //! The chain of rules, in order.
 
 use super::decision::{Decision, Figures, to_replicas};
-use super::demand::Arriving;
+use super::demand::{Arriving, robust_sum};
 use super::fresh::{Fresh, fresh};
 use super::history::{History, Remembered, ScaleEvent};
 use super::moment::Moment;
@@ -9,12 +9,15 @@ use super::need::{self, Timing};
 use super::observation::Observation;
 use super::policy::Policy;
 use super::schedule;
-use super::step_cost::{self, Capacity, StepCost};
+use super::step_cost::{self, Capacity, RequestShape, StepCost};
 
-/// Seconds that users wait at least while the load swings: shorter swings are what queues are for.
+/// Bounds of the time over which swings of the load even out: shorter swings are what queues are for.
 const SHORTEST_SWING: f64 = 10.0;
+const LONGEST_SWING: f64 = 120.0;
 /// Seconds after a backlog has gone before the replicas for it may go.
 const SURPLUS_REST: f64 = 30.0;
+/// Seconds after a change of leader in which nothing goes: what happened meanwhile has not been heard.
+const RESUMED_REST: f64 = 15.0;
 /// Part of the cache that may be in use after a decrease.
 const RESIDENT_SHARE: f64 = 0.9;
 
@@ -25,6 +28,10 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
 
     // 1. What may be believed.
     let fresh = fresh(observation, policy, &mut next, now);
+    let takes_over = history.decided.is_some() && history.cursors.is_empty() && history.front_door.is_none();
+    if takes_over && !fresh.is_blind() {
+        next.resumed = Some(now);
+    }
     if !fresh.is_blind() {
         next.heard = Some(now);
         next.began.get_or_insert(now);
@@ -39,25 +46,25 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
     if !fresh.is_blind() {
         next.growth.record(arriving.sustained, arriving.recent_floor, lead_time, now);
     }
-    let headroom = next.growth.headroom(policy.headroom.quantile, policy.headroom.max);
+    let headroom = next.growth.headroom(arriving.sustained, policy.headroom.quantile, policy.headroom.max);
 
     // 5., 6. Replicas for the load.
-    let shape = next.demand.shape();
+    let shape = next.demand.shape(policy.first_guess);
     let deviations = need::deviations(policy.slo.attainment);
-    let window = policy.slo.ttft.clamp(SHORTEST_SWING, 60.0);
+    let window = swing_window(&cost, &capacity, &shape, policy);
     let share = next.budget.share;
     let base = need::base(&arriving, headroom, &capacity, share, deviations, window);
 
     // 7. Replicas for what has piled up.
     let timing = Timing::new(policy, lead_time, now);
-    let waits = need::waiting(&fresh, &cost, &shape);
+    let waits = need::waiting(&fresh, &cost, &shape, timing.drain_horizon * capacity.ceiling);
     let backlog = need::backlog(&fresh, arriving.proven, base, &capacity, waits, &timing, observation.current);
     if backlog.surplus > 0.0 {
         next.surplus = Some(now);
     }
 
     // 8. What the silent ones may be doing.
-    let unheard = unheard(&fresh, &next, &cost, &capacity);
+    let unheard = unheard(&fresh, cost.work(&shape), &capacity);
     let high = Arriving { sustained: arriving.sustained + unheard, proven: arriving.proven + unheard, ..arriving };
     let base_high = need::base(&high, headroom, &capacity, share, deviations, window);
 
@@ -72,6 +79,7 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
         deviations,
         planned: capacity.planned * share,
         ceiling: capacity.ceiling,
+        share,
         bound: capacity.bound,
         infeasible: capacity.infeasible,
         backlog: backlog.now,
@@ -116,6 +124,12 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
     Decision { desired, reason, figures, history: next }
 }
 
+/// Seconds over which swings of the load even out: as long as a request stays and users wait for a first token.
+fn swing_window(cost: &StepCost, capacity: &Capacity, shape: &RequestShape, policy: &Policy) -> f64 {
+    let stay = shape.output * cost.base / (1.0 - capacity.planned).max(0.05);
+    (stay + policy.slo.ttft).clamp(SHORTEST_SWING, LONGEST_SWING)
+}
+
 /// Takes one tick's data in, and says what it amounts to.
 fn measure(
     fresh: &Fresh,
@@ -126,44 +140,46 @@ fn measure(
 ) -> (StepCost, Capacity, Arriving) {
     next.fit.learn(&policy.prior, fresh.lessons.iter().copied(), elapsed);
     let cost = next.fit.cost(&policy.prior);
+    // The middle one: a replica that lies about its size moves nothing.
     let told = |of: fn(&super::observation::Sample) -> f64| {
-        fresh.samples.iter().map(of).filter(|value| *value > 0.0).min_by(f64::total_cmp)
+        let mut told: Vec<f64> = fresh.samples.iter().map(of).filter(|value| *value > 0.0).collect();
+        told.sort_by(f64::total_cmp);
+        told.get(told.len().saturating_sub(1) / 2).copied()
     };
     next.room = Remembered {
         kv_tokens: told(|sample| sample.kv_capacity).unwrap_or(next.room.kv_tokens),
         sequences: told(|sample| sample.max_num_seqs).unwrap_or(next.room.sequences),
     };
     let limits = |next: &History| {
-        let shape = next.demand.shape();
+        let shape = next.demand.shape(policy.first_guess);
         step_cost::capacity(&cost, &shape, next.room.into(), &policy.slo, policy.target_utilization)
     };
     let most = limits(next).planned;
-    let since = next.decided;
-    next.demand.record(fresh, &cost, most, since, now);
+    let dispersion = next.demand.record(fresh, &cost, most, policy.first_guess, elapsed);
     let capacity = limits(next);
-    let arriving = next.demand.arriving(&cost, &next.demand.shape());
-    let (judged, good) = fresh.deltas.iter().fold((0.0, 0.0), |sum, delta| (sum.0 + delta.judged, sum.1 + delta.good));
+    let arriving = next.demand.arriving(&cost, &next.demand.shape(policy.first_guess), dispersion);
+    let bad = robust_sum(&fresh.deltas, |delta| delta.judged - delta.good);
+    let judged = robust_sum(&fresh.deltas, |delta| delta.judged).max(bad);
     let held = fresh.front_door.is_some_and(|door| door.held > 0.0);
     let settled = fresh.starting == 0 && fresh.silent == 0 && fresh.ready > 0 && !held;
     let used = arriving.sustained / (f64::from(fresh.ready.max(1)) * capacity.planned);
-    next.budget.record(judged, good, settled, used, policy.slo.attainment, now);
+    next.budget.record(judged, judged - bad, settled, used, policy.slo.attainment, now);
     (cost, capacity, arriving)
 }
 
 /// Work that the silent replicas may be taking in: as much as the busiest that answers and one replica's worth more, which
 /// no bounded claim exceeds while most of them answer.
-fn unheard(fresh: &Fresh, next: &History, cost: &StepCost, capacity: &Capacity) -> f64 {
+fn unheard(fresh: &Fresh, work: f64, capacity: &Capacity) -> f64 {
     if fresh.front_door.is_some() || fresh.silent == 0 {
         return 0.0;
     }
-    let work = cost.work(&next.demand.shape());
     let busiest = fresh.deltas.iter().map(|delta| delta.arrivals / delta.seconds * work).fold(0.0, f64::max);
     f64::from(fresh.silent) * (busiest + capacity.planned)
 }
 
 /// Replicas below which the cache that is in use would not fit.
 fn resident(fresh: &Fresh, room: Remembered) -> u32 {
-    let used: f64 = fresh.samples.iter().map(|sample| sample.kv_used).sum();
+    let used: f64 = fresh.samples.iter().map(|sample| sample.kv_used.min(room.kv_tokens)).sum();
     if room.kv_tokens > 0.0 { to_replicas(used / (RESIDENT_SHARE * room.kv_tokens)) } else { 0 }
 }
 
@@ -185,8 +201,9 @@ fn must_hold(figures: &Figures, fresh: &Fresh, next: &History, now: Moment) -> b
         || fresh.front_door.is_some_and(|door| door.held > 0.0);
     let needed_one_starts = fresh.starting > 0 && figures.base_high > f64::from(fresh.ready);
     let just_began = next.began.is_none_or(|began| now.since(began) < figures.down_window);
+    let just_resumed = next.resumed.is_some_and(|resumed| now.since(resumed) < RESUMED_REST);
     let mostly_silent =
         fresh.front_door.is_none() && fresh.silent > 0 && (fresh.ready < 3 || 2 * fresh.silent >= fresh.ready);
     let none_ready = fresh.ready == 0 && fresh.front_door.is_none();
-    backlog || needed_one_starts || just_began || mostly_silent || none_ready || next.budget.burn > 1.0
+    backlog || needed_one_starts || just_began || just_resumed || mostly_silent || none_ready || next.budget.burn > 1.0
 }

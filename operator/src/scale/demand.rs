@@ -7,12 +7,18 @@ use super::fresh::{Arrived, Delta, Fresh};
 use super::moment::Moment;
 use super::step_cost::{RequestShape, StepCost};
 
-/// Seconds of the window that counts when nothing happens.
+/// Seconds of the window that counts when the load changes.
 pub const WINDOW: f64 = 60.0;
+/// Seconds of the window that counts while it does not.
+const CALM_WINDOW: f64 = 180.0;
+/// Standard errors of the shorter window within which the two agree.
+const AGREEMENT: f64 = 1.0;
 /// Seconds of the windows in which a burst is looked for.
 const SHORT_WINDOWS: [f64; 4] = [5.0, 10.0, 20.0, 30.0];
 /// Seconds of an entry, below which two become one.
 const RESOLUTION: f64 = 5.0;
+/// Seconds of an entry that only the longer window reads, at most.
+const COARSE: f64 = 30.0;
 /// Standard errors that a burst's lower bound lies below its mean.
 const DOUBT: f64 = 3.0;
 /// Standard errors at which a burst is certain, and its mean counts instead of its bound.
@@ -25,21 +31,24 @@ const UNSEEN_VARIANCE: f64 = 0.5;
 const SHAPE_MEMORY: f64 = 300.0;
 /// Requests that the first guess of their shape is worth.
 const SHAPE_PRIOR: f64 = 5.0;
-/// First guess: prompt and output tokens.
-const FIRST_GUESS: (f64, f64) = (1000.0, 200.0);
 
 /// Arrivals of a stretch of time.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Entry {
     /// When it ends.
+    #[serde(rename = "t")]
     pub to: Moment,
     /// Seconds that it lasts.
+    #[serde(rename = "s")]
     pub seconds: f64,
     /// Requests.
+    #[serde(rename = "r")]
     pub requests: f64,
     /// Their prompt tokens, where they were counted.
+    #[serde(rename = "p")]
     pub prompt_tokens: f64,
     /// Those of them whose prompt tokens were not counted.
+    #[serde(rename = "u")]
     pub uncounted: f64,
 }
 
@@ -76,9 +85,12 @@ pub struct Arriving {
 impl Demand {
     /// Takes one tick in. `most` bounds the work per second that one replica among several may claim beyond the middle
     /// one of them, so that a replica that lies moves little.
-    pub fn record(&mut self, fresh: &Fresh, cost: &StepCost, most: f64, since: Option<Moment>, now: Moment) {
-        self.learn_shape(&fresh.deltas, since.map_or(0.0, |since| now.since(since)));
-        let shape = self.shape();
+    ///
+    /// Returns the dispersion before this tick: what arrived in it must not weaken its own evidence.
+    pub fn record(&mut self, fresh: &Fresh, cost: &StepCost, most: f64, guess: (f64, f64), elapsed: f64) -> f64 {
+        let usual = self.dispersion();
+        self.learn_shape(&fresh.deltas, elapsed);
+        let shape = self.shape(guess);
         let work = cost.work(&shape);
         match (fresh.arrived, fresh.front_door) {
             (Some(arrived), _) => self.extend(arrived.to, arrived.seconds, &[counted(&arrived)]),
@@ -86,11 +98,12 @@ impl Demand {
             (None, None) => self.extend_from_replicas(&fresh.deltas, most / work.max(f64::MIN_POSITIVE)),
         }
         self.learn_dispersion(cost, &shape);
+        usual
     }
 
     fn extend_from_replicas(&mut self, deltas: &[Delta], most: f64) {
         let Some(to) = deltas.iter().map(|delta| delta.to).max() else { return };
-        let seconds = deltas.iter().filter(|delta| delta.to == to).map(|delta| delta.seconds).fold(0.0, f64::max);
+        let seconds = deltas.iter().map(|delta| to.since(delta.to) + delta.seconds).fold(0.0, f64::max);
         let mut rates: Vec<f64> = deltas.iter().map(|delta| delta.arrivals / delta.seconds).collect();
         rates.sort_by(f64::total_cmp);
         let bound = match rates.len() {
@@ -129,24 +142,45 @@ impl Demand {
                 entry.uncounted += part.uncounted * share;
             }
         }
-        let old = self.entries.iter().take_while(|entry| to.since(entry.to) >= WINDOW + RESOLUTION).count();
+        let old = self.entries.iter().take_while(|entry| to.since(entry.to) >= CALM_WINDOW + RESOLUTION).count();
         self.entries.drain(..old);
+        self.coarsen(to);
+    }
+
+    /// Joins entries that only the longer window reads.
+    fn coarsen(&mut self, now: Moment) {
+        let old = self.entries.iter().take_while(|entry| now.since(entry.to) > WINDOW + RESOLUTION).count();
+        if let Some(at) = (1..old).find(|at| {
+            let (first, second) = (&self.entries[at - 1], &self.entries[*at]);
+            first.seconds + second.seconds <= COARSE && second.to.since(first.to) <= second.seconds * 1.01
+        }) {
+            let second = self.entries.remove(at);
+            let first = &mut self.entries[at - 1];
+            first.to = second.to;
+            first.seconds += second.seconds;
+            first.requests += second.requests;
+            first.prompt_tokens += second.prompt_tokens;
+            first.uncounted += second.uncounted;
+        }
     }
 
     fn learn_shape(&mut self, deltas: &[Delta], seconds: f64) {
         let keep = (-seconds.max(0.0) / SHAPE_MEMORY).exp();
         self.ended.iter_mut().chain(&mut self.decoded).for_each(|sum| *sum *= keep);
-        for delta in deltas {
-            let ended = [delta.finished, delta.prompt_tokens, delta.output_tokens];
-            let decoded = [delta.decode_tokens, delta.kv_token_steps];
-            self.ended.iter_mut().zip(ended).for_each(|(sum, value)| *sum += value);
-            self.decoded.iter_mut().zip(decoded).for_each(|(sum, value)| *sum += value);
+        let fields: [fn(&Delta) -> f64; 5] = [
+            |delta| delta.finished,
+            |delta| delta.prompt_tokens,
+            |delta| delta.output_tokens,
+            |delta| delta.decode_tokens,
+            |delta| delta.kv_token_steps,
+        ];
+        for (sum, field) in self.ended.iter_mut().chain(&mut self.decoded).zip(fields) {
+            *sum += robust_sum(deltas, field);
         }
     }
 
-    /// A mean request of late.
-    pub fn shape(&self) -> RequestShape {
-        let (prompt, output) = FIRST_GUESS;
+    /// A mean request of late, beginning with a guess of prompt and output tokens.
+    pub fn shape(&self, (prompt, output): (f64, f64)) -> RequestShape {
         let requests = self.ended[0] + SHAPE_PRIOR;
         let prompt = (self.ended[1] + SHAPE_PRIOR * prompt) / requests;
         let output = ((self.ended[2] + SHAPE_PRIOR * output) / requests).max(1.0);
@@ -179,10 +213,14 @@ impl Demand {
         ((self.variance + prior) / (self.mean + prior).max(1e-9)).clamp(1.0, 25.0)
     }
 
-    /// How much work arrives.
-    pub fn arriving(&self, cost: &StepCost, shape: &RequestShape) -> Arriving {
-        let (sustained, _) = self.mean_over(WINDOW, cost, shape);
-        let spread = self.dispersion().sqrt();
+    /// How much work arrives, given how dispersed it usually is.
+    pub fn arriving(&self, cost: &StepCost, shape: &RequestShape, dispersion: f64) -> Arriving {
+        let spread = dispersion.sqrt();
+        let (rate, requests) = self.mean_over(WINDOW, cost, shape);
+        let (calm, _) = self.mean_over(CALM_WINDOW, cost, shape);
+        // What the last minute differs by from the last three counts as far as chance does not explain it.
+        let error = AGREEMENT * spread * rate / requests.max(1.0).sqrt();
+        let sustained = rate.clamp(calm.min(rate + error), calm.max(rate - error));
         let bound = |rate: f64, requests: f64, errors: f64| match requests > 0.0 {
             true => rate * (1.0 - errors * spread / (2.0 * requests.sqrt())).max(0.0).powi(2),
             false => 0.0,
@@ -196,7 +234,7 @@ impl Demand {
         let (rate, requests) = self.mean_over(10.0, cost, shape);
         let counts_only = self.entries.iter().any(|entry| entry.uncounted > 0.0);
         let sizes = if counts_only { 1.0 + UNSEEN_VARIANCE } else { 1.0 };
-        let deviation = (sustained * cost.work(shape) * self.dispersion() * sizes).sqrt();
+        let deviation = (sustained * cost.work(shape) * dispersion * sizes).sqrt();
         Arriving { sustained, proven, recent_floor: bound(rate, requests, 2.5), deviation }
     }
 
@@ -216,6 +254,16 @@ impl Demand {
         let observed = (seconds - left.max(0.0)).max(seconds.min(SHORT_WINDOWS[1]));
         (work / observed, requests)
     }
+}
+
+/// The sum over replicas. Of three or more, none counts for more than the second largest: a lie moves little.
+pub(super) fn robust_sum(deltas: &[Delta], field: fn(&Delta) -> f64) -> f64 {
+    let (mut sum, mut first, mut second) = (0.0, 0.0_f64, 0.0_f64);
+    for value in deltas.iter().map(field) {
+        sum += value;
+        (first, second) = if value > first { (value, first) } else { (first, second.max(value)) };
+    }
+    if deltas.len() >= 3 { sum - first + second } else { sum }
 }
 
 impl Entry {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::moment::Moment;
 
 /// Seconds of the window at first, at least and at most.
-pub const FIRST: f64 = 180.0;
+pub const FIRST: f64 = 120.0;
 const LEAST: f64 = 60.0;
 const MOST: f64 = 900.0;
 /// Growth of the window with each regret.
@@ -20,7 +20,7 @@ const ONE_REGRET: f64 = 30.0;
 const CALM: f64 = 1800.0;
 const DECAY: f64 = 0.996;
 /// Stretches of time whose recommendations are remembered apart.
-const STRETCHES: f64 = 36.0;
+const STRETCHES: f64 = 24.0;
 
 /// The window and what was recommended within it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -44,6 +44,8 @@ impl Default for DownWindow {
 impl DownWindow {
     /// Remembers what would be recommended now, for windows of up to `seconds`.
     pub fn record(&mut self, for_decrease: u32, for_increase: u32, seconds: f64, now: Moment) {
+        // As long as the window may become by one regret.
+        let seconds = seconds * REGRET;
         let width = (seconds / STRETCHES * 2.0).max(1.0);
         let count = self.stretches.len();
         // The end of a stretch moves on while it is open: measured from the end of the one before.

@@ -25,6 +25,8 @@ pub struct History {
     pub decided: Option<Moment>,
     /// When anything was last heard.
     pub heard: Option<Moment>,
+    /// When another controller took over.
+    pub resumed: Option<Moment>,
     /// When a backlog was last worth extra replicas.
     pub surplus: Option<Moment>,
     /// Arrivals of the last minute.

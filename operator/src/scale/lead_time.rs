@@ -52,10 +52,13 @@ impl ColdStarts {
     }
 }
 
-/// Buckets of the growth factor; the last one is open.
-const BUCKETS: usize = 26;
-/// Natural logarithm of the ratio of two bounds.
-const BUCKET_WIDTH: f64 = 0.04;
+/// Buckets of each sketch; the last one is open.
+const BUCKETS: usize = 40;
+/// Natural logarithm of the ratio of two bounds: of factors, and of amounts.
+const FACTOR_WIDTH: f64 = 0.04;
+const AMOUNT_WIDTH: f64 = 0.2;
+/// The smallest amount that is told from none, in replica-seconds per second.
+const LEAST_AMOUNT: f64 = 0.02;
 /// Seconds after which an observation counts 1/e.
 const MEMORY: f64 = 86_400.0;
 /// Growth that is expected before any has been seen.
@@ -65,13 +68,19 @@ const PRIOR_WEIGHT: f64 = 360.0;
 /// Seconds between two observations.
 const PERIOD: f64 = 5.0;
 /// Most peaks that are remembered.
-const PEAKS: usize = 28;
+const PEAKS: usize = 20;
 
-/// How much demand grows within one lead time.
+/// How much demand grows within one lead time, as a factor and as an amount.
+///
+/// Either alone is dear: a factor learnt at night is too much at noon, and an amount learnt at noon is too much at night.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Growth {
-    /// Decayed counts by growth factor.
-    counts: Vec<f64>,
+    /// Decayed counts by factor.
+    factors: Vec<f64>,
+    /// Decayed counts by amount.
+    amounts: Vec<f64>,
+    /// Decayed weight of what was expected at first.
+    prior: f64,
     /// Stretches of the last lead time: end, sustained work at the beginning, highest short-term work within.
     peaks: Vec<(Moment, f64, f64)>,
     /// When the last observation was made.
@@ -80,14 +89,33 @@ pub struct Growth {
 
 impl Default for Growth {
     fn default() -> Self {
-        let mut counts = vec![0.0; BUCKETS];
-        counts[bucket(PRIOR_GROWTH)] = PRIOR_WEIGHT;
-        Self { counts, peaks: Vec::new(), observed: None }
+        Self {
+            factors: vec![0.0; BUCKETS],
+            amounts: vec![0.0; BUCKETS],
+            prior: PRIOR_WEIGHT,
+            peaks: Vec::new(),
+            observed: None,
+        }
     }
 }
 
-fn bucket(growth: f64) -> usize {
-    ((growth.max(1.0).ln() / BUCKET_WIDTH) as usize).min(BUCKETS - 1)
+fn factor_bucket(factor: f64) -> usize {
+    ((factor.max(1.0).ln() / FACTOR_WIDTH) as usize).min(BUCKETS - 1)
+}
+
+fn factor_of(bucket: usize) -> f64 {
+    if bucket == 0 { 1.0 } else { ((bucket as f64 + 0.5) * FACTOR_WIDTH).exp() }
+}
+
+fn amount_bucket(amount: f64) -> usize {
+    match amount > LEAST_AMOUNT {
+        true => (((amount / LEAST_AMOUNT).ln() / AMOUNT_WIDTH) as usize + 1).min(BUCKETS - 1),
+        false => 0,
+    }
+}
+
+fn amount_of(bucket: usize) -> f64 {
+    if bucket == 0 { 0.0 } else { LEAST_AMOUNT * ((bucket as f64 - 0.5) * AMOUNT_WIDTH).exp() }
 }
 
 impl Growth {
@@ -113,23 +141,44 @@ impl Growth {
         }
         let peak = self.peaks.iter().map(|peak| peak.2).fold(0.0, f64::max);
         let keep = (-PERIOD / MEMORY).exp();
-        self.counts.iter_mut().for_each(|count| *count *= keep);
-        if let Some(count) = self.counts.get_mut(bucket(peak / before)) {
-            *count += 1.0;
+        self.factors.iter_mut().chain(&mut self.amounts).for_each(|count| *count *= keep);
+        self.prior *= keep;
+        for (counts, bucket) in
+            [(&mut self.factors, factor_bucket(peak / before)), (&mut self.amounts, amount_bucket(peak - before))]
+        {
+            if let Some(count) = counts.get_mut(bucket) {
+                *count += 1.0;
+            }
         }
     }
 
-    /// h: the factor that demand exceeds within one lead time in a share `1 − quantile` of them, 1 to `most`.
-    pub fn headroom(&self, quantile: f64, most: f64) -> f64 {
-        let all: f64 = self.counts.iter().sum();
-        let mut below = 0.0;
-        for (index, count) in self.counts.iter().enumerate() {
-            below += count;
+    /// h: the factor by which demand exceeds `sustained` within one lead time in a share `1 − quantile` of them, by the
+    /// smaller of the two sketches; 1 to `most`.
+    pub fn headroom(&self, sustained: f64, quantile: f64, most: f64) -> f64 {
+        let expected = |value: f64| (value, self.prior);
+        let factor = quantile_of(&self.factors, factor_of, expected(PRIOR_GROWTH), quantile);
+        let amount = quantile_of(&self.amounts, amount_of, expected((PRIOR_GROWTH - 1.0) * sustained), quantile);
+        let by_amount = if sustained > 0.0 { 1.0 + amount / sustained } else { f64::INFINITY };
+        factor.min(by_amount).clamp(1.0, most.max(1.0))
+    }
+}
+
+/// The quantile of counts in buckets and one further value with its weight.
+fn quantile_of(counts: &[f64], value_of: fn(usize) -> f64, (value, weight): (f64, f64), quantile: f64) -> f64 {
+    let all = counts.iter().sum::<f64>() + weight;
+    let (mut below, mut expected) = (0.0, Some(value));
+    for (bucket, count) in counts.iter().enumerate() {
+        if let Some(value) = expected.filter(|value| *value <= value_of(bucket)) {
+            below += weight;
+            expected = None;
             if below >= quantile * all {
-                let middle = (index as f64 + 0.5) * BUCKET_WIDTH;
-                return if index == 0 { 1.0 } else { middle.exp() }.clamp(1.0, most.max(1.0));
+                return value;
             }
         }
-        most.max(1.0)
+        below += count;
+        if below >= quantile * all {
+            return value_of(bucket);
+        }
     }
+    value.max(value_of(counts.len().saturating_sub(1)))
 }

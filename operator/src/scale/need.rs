@@ -17,11 +17,11 @@ pub fn deviations(attainment: f64) -> f64 {
 }
 
 /// Replicas for the load: the planned utilisation for what is likely to come while a replica starts, and hardly a replica
-/// saturated in the swings that users would feel (square-root staffing).
+/// saturated in the swings of what arrives now (square-root staffing). `window` is the time over which swings even out.
 pub fn base(arriving: &Arriving, headroom: f64, capacity: &Capacity, share: f64, deviations: f64, window: f64) -> f64 {
     let expected = arriving.proven.max(headroom * arriving.sustained);
     let swing = deviations * arriving.deviation / window.sqrt();
-    (expected / (capacity.planned * share)).max((expected + swing) / capacity.ceiling)
+    (expected / (capacity.planned * share)).max((arriving.proven + swing) / (capacity.ceiling * share))
 }
 
 /// Work that waits.
@@ -37,9 +37,16 @@ pub struct Backlog {
     pub surplus: f64,
 }
 
-/// Work that is held at the front door or waits in replicas.
-pub fn waiting(fresh: &Fresh, cost: &StepCost, shape: &RequestShape) -> f64 {
-    let queued: f64 = fresh.samples.iter().map(|sample| sample.waiting).sum();
+/// Work that is held at the front door or waits in replicas. Of three or more replicas, none counts for more than `most`
+/// beyond the middle one: a replica that lies moves little.
+pub fn waiting(fresh: &Fresh, cost: &StepCost, shape: &RequestShape, most: f64) -> f64 {
+    let mut queues: Vec<f64> = fresh.samples.iter().map(|sample| sample.waiting).collect();
+    queues.sort_by(f64::total_cmp);
+    let bound = match queues.len() {
+        0..=2 => f64::INFINITY,
+        several => queues[(several - 1) / 2] + most / cost.work(shape).max(f64::MIN_POSITIVE),
+    };
+    let queued: f64 = queues.iter().map(|waiting| waiting.min(bound)).sum();
     let held = fresh
         .front_door
         .map_or(0.0, |door| cost.prefill_token * door.held_prompt_tokens + door.held * cost.decode_work(shape));

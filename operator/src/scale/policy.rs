@@ -36,6 +36,8 @@ pub struct Policy {
     pub warm_up: f64,
     /// What a step costs, until it has been measured.
     pub prior: StepCost,
+    /// Prompt and output tokens of a request, until some have ended.
+    pub first_guess: (f64, f64),
     /// Decide and explain, but change nothing.
     pub advisory: bool,
 }
@@ -85,7 +87,7 @@ impl Default for Policy {
             max_replicas: 1,
             slo: Slo { ttft: 3.0, itl: 0.1, attainment: 0.99 },
             target_utilization: 0.85,
-            tolerance: Tolerance { up: 0.1, down: 0.1 },
+            tolerance: Tolerance { up: 0.05, down: 0.1 },
             headroom: Headroom { quantile: 0.97, max: 2.0 },
             behavior: Behavior::default(),
             schedules: Vec::new(),
@@ -95,6 +97,7 @@ impl Default for Policy {
             cold_start: 120.0,
             warm_up: 10.0,
             prior: StepCost::default(),
+            first_guess: (1000.0, 200.0),
             advisory: false,
         }
     }

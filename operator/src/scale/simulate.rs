@@ -7,13 +7,18 @@
 //!
 //! [`decide`]: super::decide
 
+pub mod baselines;
 pub mod batch;
 pub mod chance;
+pub mod chart;
 pub mod engine;
+pub mod oracle;
 pub mod outcome;
 pub mod pods;
+pub mod report;
 pub mod routing;
 pub mod scaler;
+pub mod scenario;
 pub mod trace;
 pub mod workload;
 pub mod world;

@@ -85,9 +85,13 @@ pub struct Room {
 }
 
 /// Part of the key-value cache that may be planned for: lengths vary, and preemption is dear.
-const KV_SHARE: f64 = 0.9;
+const KV_SHARE: f64 = 0.95;
 /// Part of the time that a replica can work at most.
 const BUSY_SHARE: f64 = 0.97;
+
+/// Least share of its time that a replica must be allowed to work: an objective that leaves less would ask for any number of
+/// replicas, and counts as one that cannot be met.
+const LEAST_USE: f64 = 0.2;
 
 /// How much work one replica takes in, in replica-seconds per second.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -120,9 +124,10 @@ pub fn capacity(cost: &StepCost, request: &RequestShape, room: Room, slo: &Slo, 
     let work = cost.work(request).max(f64::MIN_POSITIVE);
     let alone = cost.base + cost.sequence + cost.resident_token * request.prompt;
     let first = cost.base + cost.prefill_token * request.prompt;
-    let infeasible = alone > slo.itl || first > slo.ttft;
     // Each limit as work per second, λ·g.
-    let by_latency = if infeasible { f64::INFINITY } else { 1.0 - cost.base / slo.itl };
+    let by_latency = 1.0 - cost.base / slo.itl;
+    let infeasible = alone > slo.itl || first > slo.ttft || by_latency < LEAST_USE;
+    let by_latency = if infeasible { f64::INFINITY } else { by_latency };
     let limited = |most: f64, per_request: f64| match most > 0.0 && per_request > 0.0 {
         true => most * work / (per_request * cost.base + most * work),
         false => f64::INFINITY,

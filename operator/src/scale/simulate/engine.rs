@@ -46,7 +46,7 @@ impl Default for Engine {
         Self {
             cost: StepCost::default(),
             law: Law::Linear,
-            chunk: 2048,
+            chunk: 1024,
             kv_tokens: 350_000,
             max_num_seqs: 256,
             max_num_queued: 256,
@@ -59,9 +59,12 @@ impl Default for Engine {
 const QUADRATIC_AT: f64 = 32_768.0;
 
 impl Engine {
-    /// The same engine, slower by a factor.
+    /// A device with so many times less arithmetic: each token costs more, and chunks are as small as the time between
+    /// tokens asks for.
     pub fn slower(self, factor: f64) -> Self {
-        Self { cost: StepCost::from_coefficients(self.cost.coefficients().map(|theta| theta * factor)), ..self }
+        let [base, prompt, sequence, resident] = self.cost.coefficients();
+        let cost = StepCost::from_coefficients([base, prompt * factor, sequence * factor, resident * factor]);
+        Self { cost, chunk: (f64::from(self.chunk) / factor) as u32, ..self }
     }
 
     /// Seconds of a step with `prompt` prompt tokens that follow `done` others of their prompt.
