@@ -12,7 +12,7 @@ pub const WINDOW: f64 = 60.0;
 /// Seconds of the window that counts while it does not.
 const CALM_WINDOW: f64 = 180.0;
 /// Standard errors of the shorter window within which the two agree.
-const AGREEMENT: f64 = 1.0;
+const AGREEMENT: f64 = 0.4;
 /// Seconds of the windows in which a burst is looked for.
 const SHORT_WINDOWS: [f64; 4] = [5.0, 10.0, 20.0, 30.0];
 /// Seconds of an entry, below which two become one.

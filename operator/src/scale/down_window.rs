@@ -13,12 +13,10 @@ pub const FIRST: f64 = 120.0;
 const LEAST: f64 = 60.0;
 const MOST: f64 = 900.0;
 /// Growth of the window with each regret.
-const REGRET: f64 = 1.5;
-/// Seconds within which several regrets are one.
-const ONE_REGRET: f64 = 30.0;
+const REGRET: f64 = 2.0;
 /// Seconds without regret after which the window decays, and the share that it keeps each second then.
 const CALM: f64 = 1800.0;
-const DECAY: f64 = 0.996;
+const DECAY: f64 = 0.9999;
 /// Stretches of time whose recommendations are remembered apart.
 const STRETCHES: f64 = 24.0;
 
@@ -83,7 +81,8 @@ impl DownWindow {
         }
         let soon = (4.0 * lead_time).max(300.0);
         let wanted_back = to > from && self.last_down.is_some_and(|down| now.since(down) <= soon);
-        let is_new = self.last_regret.is_none_or(|regret| now.since(regret) >= ONE_REGRET);
+        // Several regrets within one window are one: what is remembered reaches back for one growth of the window.
+        let is_new = self.last_regret.is_none_or(|regret| now.since(regret) >= self.seconds);
         if wanted_back && is_new {
             self.seconds = (self.seconds * REGRET).min(MOST);
             self.last_regret = Some(now);
@@ -125,7 +124,7 @@ mod tests {
         window.learn(6, 6, 60.0, 5.0, at(1000.0));
         assert_eq!(window.seconds, FIRST * REGRET);
         for tick in 0..200 {
-            window.learn(6, 6, 60.0, 5.0, at(2000.0 + 5.0 * f64::from(tick)));
+            window.learn(6, 6, 60.0, 100.0, at(2000.0 + 100.0 * f64::from(tick)));
         }
         assert_eq!(window.seconds, FIRST);
     }

@@ -115,7 +115,7 @@ fn amount_bucket(amount: f64) -> usize {
 }
 
 fn amount_of(bucket: usize) -> f64 {
-    if bucket == 0 { 0.0 } else { LEAST_AMOUNT * ((bucket as f64 - 0.5) * AMOUNT_WIDTH).exp() }
+    if bucket == 0 { 0.0 } else { LEAST_AMOUNT * (bucket as f64 * AMOUNT_WIDTH).exp() }
 }
 
 impl Growth {

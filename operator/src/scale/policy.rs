@@ -87,7 +87,7 @@ impl Default for Policy {
             max_replicas: 1,
             slo: Slo { ttft: 3.0, itl: 0.1, attainment: 0.99 },
             target_utilization: 0.85,
-            tolerance: Tolerance { up: 0.05, down: 0.1 },
+            tolerance: Tolerance { up: 0.03, down: 0.1 },
             headroom: Headroom { quantile: 0.97, max: 2.0 },
             behavior: Behavior::default(),
             schedules: Vec::new(),

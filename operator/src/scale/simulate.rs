@@ -11,6 +11,8 @@ pub mod baselines;
 pub mod batch;
 pub mod chance;
 pub mod chart;
+#[cfg(test)]
+mod checks;
 pub mod engine;
 pub mod oracle;
 pub mod outcome;

@@ -85,7 +85,7 @@ pub struct Room {
 }
 
 /// Part of the key-value cache that may be planned for: lengths vary, and preemption is dear.
-const KV_SHARE: f64 = 0.95;
+const KV_SHARE: f64 = 0.9;
 /// Part of the time that a replica can work at most.
 const BUSY_SHARE: f64 = 0.97;
 

@@ -177,6 +177,8 @@ impl Scenario {
                 let mut case =
                     base.steps(&[(600.0, 2.0), (3600.0, 8.0), (1800.0, 0.1)], LONG, 60.0, (1, 20), 2, chance);
                 case.setting.room = vec![(0.0, 3)];
+                // Who waits for a minute goes.
+                case.setting.patience = 60.0;
                 case
             }
             Self::S12 => {
@@ -253,7 +255,7 @@ impl Base {
         case.setting.engine = engine;
         case.policy.prior = engine.cost;
         case.setting.slo = slo;
-        case.policy.slo = slo;
+        case.policy.slo = Slo { attainment: case.goal, ..slo };
         case
     }
 
@@ -281,12 +283,14 @@ impl Base {
             prior: engine.cost,
             ..Policy::default()
         };
-        Case { setting, requests, policy, goal: 0.995, takeover: None }
+        Case { setting, requests, policy, goal: 0.0, takeover: None }.goal(0.995)
     }
 }
 
 impl Case {
     fn goal(self, goal: f64) -> Self {
-        Self { goal, ..self }
+        let mut policy = self.policy;
+        policy.slo.attainment = goal;
+        Self { goal, policy, ..self }
     }
 }
