@@ -341,3 +341,61 @@ impl PolicyFile {
             case.setting.initial.clamp(policy.min_replicas, policy.max_replicas.max(policy.min_replicas));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        simulate: Simulate,
+    }
+
+    fn flags(arguments: &[&str]) -> Simulate {
+        Flags::try_parse_from(["simulate"].iter().chain(arguments)).expect("parses").simulate
+    }
+
+    #[test]
+    fn names_that_do_not_exist_are_refused_with_those_that_do() {
+        let error = rules(&["hpa".to_owned()]).expect_err("refused").to_string();
+        assert!(error.contains("hpa-kv") && error.contains("oracle"), "{error}");
+        assert!(rules(&["fixed:0".to_owned()]).expect_err("refused").to_string().contains("fixed:8"));
+        let error = loads(&flags(&["--scenario=S99"])).err().expect("refused").to_string();
+        assert!(error.contains("S1 to S14"), "{error}");
+        assert!(Flags::try_parse_from(["simulate"]).is_err(), "a scenario or a trace is needed");
+    }
+
+    #[test]
+    fn the_published_rules_are_one_word_and_ours_runs_by_default() {
+        assert_eq!(rules(&[]).expect("valid"), [Rule::Ours]);
+        assert_eq!(rules(&["ernie".to_owned(), "all".to_owned()]).expect("valid").len(), 1 + PUBLISHED.len());
+    }
+
+    #[test]
+    fn a_policy_file_is_applied_and_nonsense_in_it_is_named() {
+        let folder = env::temp_dir().join(format!("ernie-simulate-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("policy.yaml");
+        let load = || Load { name: "S1".to_owned(), scenario: Some(Scenario::S1), requests: Vec::new() };
+        let with = |text: &str| {
+            fs::write(&path, text).expect("written");
+            let flag = format!("--policy={}", path.display());
+            case(&flags(&["--scenario=S1", &flag]), &load(), Routing::Connection, 0).map(|case| case.policy)
+        };
+        let policy = with("{minReplicas: 2, maxReplicas: 5, tolerance: {up: 0, down: 0.2}}").expect("valid");
+        assert_eq!((policy.min_replicas, policy.max_replicas, policy.tolerance.down), (2, 5, 0.2));
+        let error = format!("{:#}", with("{minReplicas: 9, maxReplicas: 5}").expect_err("refused"));
+        assert!(error.contains("minReplicas 9") && error.contains("policy.yaml"), "{error}");
+        assert!(format!("{:#}", with("{minReplica: 9}").expect_err("refused")).contains("minReplica"));
+        fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
+    fn a_trace_that_is_not_here_is_asked_for_by_name() {
+        let error = shared("no-such-trace.csv").expect_err("missing").to_string();
+        assert!(error.contains("no-such-trace.csv") && error.contains("ERNIE_SHARED"), "{error}");
+    }
+}

@@ -15,7 +15,7 @@ use super::step_cost::{self, Capacity, RequestShape, StepCost};
 const SHORTEST_SWING: f64 = 10.0;
 const LONGEST_SWING: f64 = 120.0;
 /// Seconds after a backlog has gone before the replicas for it may go.
-const SURPLUS_REST: f64 = 30.0;
+const SURPLUS_REST: f64 = 60.0;
 /// Seconds after a change of leader in which nothing goes: what happened meanwhile has not been heard.
 const RESUMED_REST: f64 = 15.0;
 /// Part of the cache that may be in use after a decrease.
@@ -59,7 +59,8 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
     let timing = Timing::new(policy, lead_time, now);
     let waits = need::waiting(&fresh, &cost, &shape, timing.drain_horizon * capacity.ceiling);
     let backlog = need::backlog(&fresh, arriving.proven, base, &capacity, waits, &timing, observation.current);
-    if backlog.surplus > 0.0 {
+    let was_high = next.surplus.is_some_and(|at| now.since(at) < SURPLUS_REST);
+    if backlog.surplus > 0.0 || (was_high && backlog.at_arrival > 0.1 * base) {
         next.surplus = Some(now);
     }
 

@@ -21,8 +21,9 @@ const RESOLUTION: f64 = 5.0;
 const COARSE: f64 = 30.0;
 /// Standard errors that a burst's lower bound lies below its mean.
 const DOUBT: f64 = 3.0;
-/// Standard errors at which a burst is certain, and its mean counts instead of its bound.
+/// Standard errors at which a burst is certain, and those that its bound lies below its mean then.
 const CERTAINTY: f64 = 4.5;
+const LITTLE_DOUBT: f64 = 1.0;
 /// Seconds after which an observation of the dispersion counts 1/e.
 const DISPERSION_MEMORY: f64 = 900.0;
 /// Variance of a request's work, relative to its square, where only requests are counted.
@@ -229,7 +230,7 @@ impl Demand {
         for seconds in SHORT_WINDOWS {
             let (rate, requests) = self.mean_over(seconds, cost, shape);
             let certain = bound(rate, requests, CERTAINTY) > sustained;
-            proven = proven.max(if certain { rate } else { bound(rate, requests, DOUBT) });
+            proven = proven.max(bound(rate, requests, if certain { LITTLE_DOUBT } else { DOUBT }));
         }
         let (rate, requests) = self.mean_over(10.0, cost, shape);
         let counts_only = self.entries.iter().any(|entry| entry.uncounted > 0.0);

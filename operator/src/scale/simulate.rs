@@ -21,14 +21,15 @@ pub mod report;
 pub mod routing;
 pub mod scaler;
 pub mod scenario;
+pub mod setting;
 pub mod trace;
 pub mod workload;
 pub mod world;
 
 pub use outcome::Outcome;
 pub use scaler::Scaler;
+pub use setting::Setting;
 pub use workload::Request;
-pub use world::Setting;
 
 /// Simulates requests, in order of arrival, under a rule.
 pub fn simulate(setting: &Setting, requests: Vec<Request>, scaler: &mut dyn Scaler) -> Outcome {

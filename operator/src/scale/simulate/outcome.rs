@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::pods::Pods;
+use super::setting::Setting;
 use super::workload::Request;
-use super::world::Setting;
 use crate::scale::decision::Reason;
 use crate::scale::observation::State;
 use crate::scale::policy::Slo;

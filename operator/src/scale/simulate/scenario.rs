@@ -7,8 +7,8 @@ use super::engine::Engine;
 use super::pods::Startup;
 use super::routing::Routing;
 use super::scaler::Takeover;
+use super::setting::{ClosedLoop, Setting};
 use super::workload::{Lengths, Request, renewal, steps};
-use super::world::{ClosedLoop, Setting};
 use crate::scale::policy::{Policy, Slo};
 use crate::scale::step_cost::StepCost;
 

@@ -1,59 +1,21 @@
 //! The event loop: arrivals, steps, pods and decisions in order of time.
 
+mod front;
+
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::batch::{Job, Progress, RequestId};
+use super::batch::{Progress, RequestId};
 use super::chance::Chance;
-use super::engine::{Engine, Law};
+use super::engine::Law;
 use super::outcome::{Fate, Recorder};
-use super::pods::{Pods, Startup};
-use super::routing::{Connections, Routing, late_binding};
+use super::pods::Pods;
+use super::routing::{Connections, Routing};
 use super::scaler::{Scaler, View};
+use super::setting::Setting;
 use super::workload::Request;
 use crate::scale::moment::Moment;
 use crate::scale::observation::{FrontDoor, Observation, State};
-use crate::scale::policy::Slo;
-
-/// Everything about a simulation but the requests and the rule.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Setting {
-    /// Seconds of load; then what is open is finished, for as long as clients wait at most.
-    pub seconds: f64,
-    /// The engine of each replica.
-    pub engine: Engine,
-    /// How pods start.
-    pub startup: Startup,
-    /// Replicas at the beginning, ready.
-    pub initial: u32,
-    /// How requests find replicas.
-    pub routing: Routing,
-    /// What is promised.
-    pub slo: Slo,
-    /// Seconds after which a client gives up.
-    pub patience: f64,
-    /// Requests before this are not judged.
-    pub judged_from: f64,
-    /// Replicas that the cluster has room for: pairs of seconds and number from then on.
-    pub room: Vec<(f64, usize)>,
-    /// Stretches without metrics: from, to.
-    pub blackouts: Vec<(f64, f64)>,
-    /// Times at which a ready replica dies.
-    pub crashes: Vec<f64>,
-    /// Clients that send their next request when they have their answer.
-    pub closed_loop: Option<ClosedLoop>,
-    /// Seed of everything but the requests.
-    pub seed: u64,
-}
-
-/// Clients that wait for answers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ClosedLoop {
-    /// How many.
-    pub clients: u32,
-    /// Mean seconds between an answer and the next request.
-    pub think: f64,
-}
 
 /// Latencies of late.
 #[derive(Debug, Default)]
@@ -285,70 +247,6 @@ impl<'a> World<'a> {
         self.recorder.record(&request, fate, self.now)
     }
 
-    fn arrive(&mut self, id: RequestId) {
-        let request = self.requests[id as usize];
-        self.arrived.0 += 1;
-        self.arrived.1 += u64::from(request.prompt - request.cached);
-        self.recorder.arrived(self.now);
-        match self.setting.routing {
-            Routing::Connection => match self.connections.pick(&self.pods, self.now) {
-                Some(index) if self.held.is_empty() => self.give(index, id),
-                // Clients wait for an address that answers.
-                _ => self.hold(id),
-            },
-            Routing::LateBinding => {
-                self.hold(id);
-                self.dispatch();
-            }
-        }
-    }
-
-    fn hold(&mut self, id: RequestId) {
-        let request = self.requests[id as usize];
-        self.held_tokens += u64::from(request.prompt - request.cached);
-        self.held.push_back(id);
-    }
-
-    /// Gives held requests to replicas with room, in order of arrival; who waited too long has gone.
-    fn dispatch(&mut self) {
-        while let Some(id) = self.held.front().copied() {
-            let request = self.requests[id as usize];
-            let expired = self.now - request.at > self.setting.patience;
-            let target = match self.setting.routing {
-                Routing::Connection => self.connections.pick(&self.pods, self.now),
-                Routing::LateBinding => late_binding(&self.pods),
-            };
-            if !expired && target.is_none() {
-                break;
-            }
-            self.held.pop_front();
-            self.held_tokens -= u64::from(request.prompt - request.cached);
-            match target {
-                Some(index) if !expired => self.give(index, id),
-                _ => self.lose(id, Fate::Expired),
-            }
-        }
-    }
-
-    fn give(&mut self, index: usize, id: RequestId) {
-        let request = self.requests[id as usize];
-        let job = Job { id, prompt: request.prompt, cached: request.cached, output: request.output };
-        if !self.pods.list[index].batch.accept(job, &self.setting.engine) {
-            self.lose(id, Fate::Rejected);
-            return;
-        }
-        let pace = self.pace(self.pods.list[index].number);
-        if let Some(due) = self.pods.list[index].batch.poke(self.now, &self.setting.engine, pace) {
-            self.set_due(index, due);
-        }
-    }
-
-    fn lose(&mut self, id: RequestId, fate: Fate) {
-        let request = self.requests[id as usize];
-        self.think();
-        self.recorder.record(&request, fate, self.now);
-    }
-
     fn crash(&mut self) {
         let ready = self.pods.list.iter().position(|pod| pod.state == State::Ready);
         let Some(index) = ready else { return };
@@ -404,34 +302,5 @@ impl<'a> World<'a> {
             held_prompt_tokens: self.held_tokens as f64,
         });
         Observation { current: self.desired, replicas, front_door: door, quota: None }
-    }
-
-    /// Requests of clients that wait for answers come one by one, and the list is only where their lengths are.
-    fn begin_closed_loop(&mut self) {
-        let Some(closed) = self.setting.closed_loop else { return };
-        for _ in 0..closed.clients {
-            self.push_client(closed.think);
-        }
-    }
-
-    fn push_client(&mut self, think: f64) {
-        self.order += 1;
-        let at = self.now + think * self.chance.exponential();
-        self.next_arrivals.push(Due { at, order: self.order, event: Event::Tick });
-    }
-
-    fn arrive_closed(&mut self, next: &mut usize) {
-        let is_open = self.now < self.setting.seconds;
-        if let Some(request) = self.requests.get_mut(*next).filter(|_| is_open) {
-            request.at = self.now;
-            self.arrive(*next as RequestId);
-            *next += 1;
-        }
-    }
-
-    fn think(&mut self) {
-        if let Some(closed) = self.setting.closed_loop {
-            self.push_client(closed.think);
-        }
     }
 }
