@@ -7,7 +7,7 @@
 //! 2. [`demand`]: how much work arrives, with [`learn`] and [`step_cost`]: what a step costs and a replica takes in;
 //! 3. [`lead_time`]: how long a replica takes to arrive, and how much demand grows meanwhile;
 //! 4. [`need`]: replicas for the load, and for what has piled up;
-//! 5. [`error_budget`]: whether that proved enough;
+//! 5. [`error_budget`] and [`imbalance`]: whether that proves enough;
 //! 6. [`down_window`]: how long a lower need must last;
 //! 7. [`decision`]: the answer within [`behavior`], [`schedule`]s and bounds, with its reason and numbers.
 //!
@@ -23,6 +23,7 @@ pub mod down_window;
 pub mod error_budget;
 pub mod fresh;
 pub mod history;
+pub mod imbalance;
 #[cfg(test)]
 mod invariants;
 pub mod lead_time;

@@ -73,7 +73,7 @@ pub struct Figures {
     pub planned: f64,
     /// Work at which a replica saturates.
     pub ceiling: f64,
-    /// Share of both that is planned for, by what the error budget taught; it is in `planned` already.
+    /// Share of both that is planned for, by what the error budget and uneven replicas taught; it is in `planned` already.
     pub share: f64,
     /// What binds `planned`.
     pub bound: Bound,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::demand::Demand;
 use super::down_window::DownWindow;
 use super::error_budget::ErrorBudget;
+use super::imbalance::Imbalance;
 use super::lead_time::{ColdStarts, Growth};
 use super::learn::StepFit;
 use super::moment::Moment;
@@ -39,6 +40,8 @@ pub struct History {
     pub cold_starts: ColdStarts,
     /// Growth of demand within a cold start.
     pub growth: Growth,
+    /// How unevenly requests lie on replicas.
+    pub imbalance: Imbalance,
     /// How far the plan proved right.
     pub budget: ErrorBudget,
     /// How long a lower need must last.
