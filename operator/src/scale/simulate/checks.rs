@@ -174,3 +174,24 @@ fn a_controller_that_dies_every_minute_does_about_as_well_as_one_that_does_not()
     );
     assert!(broken.mean_replicas <= 1.1 * whole.mean_replicas, "{} {}", whole.mean_replicas, broken.mean_replicas);
 }
+
+#[test]
+fn a_prior_that_is_wrong_is_within_ten_percent_of_the_true_capacity_after_two_minutes() {
+    use crate::scale::step_cost::{Room, capacity};
+    for seed in 0..4 {
+        for routing in [Routing::Connection, Routing::LateBinding] {
+            let mut case = Scenario::S13.case(seed, routing, &[]);
+            case.setting.seconds = 120.0;
+            case.requests.retain(|request| request.at < 120.0);
+            let mut ours = Ours::new(case.policy.clone(), false);
+            simulate(&Setting { patience: 0.0, ..case.setting.clone() }, case.requests, &mut ours);
+            let learnt = ours.history().fit.cost(&case.policy.prior);
+            let engine = case.setting.engine;
+            let room = Room { kv_tokens: f64::from(engine.kv_tokens), sequences: f64::from(engine.max_num_seqs) };
+            let shape = RequestShape::new(4000.0, 1000.0);
+            let per_second = |cost| capacity(&cost, &shape, room, &case.policy.slo, 0.85).planned / cost.work(&shape);
+            let ratio = per_second(learnt) / per_second(engine.cost);
+            assert!((ratio - 1.0).abs() < 0.1, "seed {seed} {routing:?}: {ratio}");
+        }
+    }
+}
