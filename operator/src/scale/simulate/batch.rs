@@ -107,7 +107,7 @@ pub struct Batch {
     /// Admitted, with the prompt tokens that are done.
     prefilling: VecDeque<(Job, u32)>,
     /// By the step of `clock` at which they end.
-    decoding: BinaryHeap<Reverse<(u64, RequestId, u64, u32)>>,
+    decoding: BinaryHeap<Reverse<(u64, RequestId, u64, u32, u32)>>,
     /// Decode steps so far.
     clock: u64,
     resident: u64,
@@ -151,7 +151,7 @@ impl Batch {
 
     /// Requests in the batch, running ones first.
     pub fn ids(&self) -> impl Iterator<Item = RequestId> + '_ {
-        let running = self.decoding.iter().map(|Reverse((_, id, _, _))| *id);
+        let running = self.decoding.iter().map(|Reverse((_, id, ..))| *id);
         running.chain(self.prefilling.iter().map(|(job, _)| job.id)).chain(self.waiting.iter().map(|job| job.id))
     }
 
@@ -201,12 +201,12 @@ impl Batch {
         self.resident += run.prompt + run.sequences * run.steps;
         self.clock += run.steps;
         self.prefill(run.prompt as u32, progress);
-        while let Some(Reverse((clock, id, reserve, output))) = self.decoding.peek().copied() {
+        while let Some(Reverse((clock, id, reserve, output, computed))) = self.decoding.peek().copied() {
             if clock > self.clock {
                 break;
             }
             self.decoding.pop();
-            self.leave(id, reserve, output, progress);
+            self.leave(id, reserve, output, computed, progress);
         }
         let due = self.begin(end, engine, pace)?;
         // A long run is cut, so that an engine that drifts is looked at again.
@@ -232,12 +232,12 @@ impl Batch {
             let job = *job;
             self.prefilling.pop_front();
             progress.push(Progress::FirstToken(job.id));
-            self.totals.prompt_tokens += u64::from(job.prompt - job.cached);
+            let computed = job.prompt - job.cached;
             if job.output <= 1 {
-                self.leave(job.id, job.reserve(), job.output, progress);
+                self.leave(job.id, job.reserve(), job.output, computed, progress);
             } else {
                 let ends = self.clock + u64::from(job.output) - 1;
-                self.decoding.push(Reverse((ends, job.id, job.reserve(), job.output)));
+                self.decoding.push(Reverse((ends, job.id, job.reserve(), job.output, computed)));
             }
             if tokens == 0 {
                 break;
@@ -245,11 +245,12 @@ impl Batch {
         }
     }
 
-    fn leave(&mut self, id: RequestId, reserve: u64, output: u32, progress: &mut Vec<Progress>) {
+    fn leave(&mut self, id: RequestId, reserve: u64, output: u32, computed: u32, progress: &mut Vec<Progress>) {
         self.reserved -= reserve;
         // The last token is never fed back: it is not resident.
         self.resident -= reserve - 1;
         self.totals.finished += 1;
+        self.totals.prompt_tokens += u64::from(computed);
         self.totals.output_tokens += u64::from(output);
         progress.push(Progress::Finished(id));
     }
