@@ -1,5 +1,6 @@
 //! The operator's binary: parse, log, connect, run, stop.
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,12 +14,9 @@ use tracing::{error, info};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Crd => {
-            print!("{}", api::crd_yaml());
-            Ok(())
-        }
+        Command::Crd => print(&api::crd_yaml()),
         Command::Run(flags) => start(&flags),
-        Command::Simulate(flags) => simulate::run(&flags),
+        Command::Simulate(flags) => simulate::run(&flags).and_then(|text| print(&text)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,6 +28,14 @@ fn main() -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints to standard output; a reader that has seen enough is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
     }
 }
 

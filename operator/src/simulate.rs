@@ -96,12 +96,12 @@ struct Load {
     requests: Vec<Request>,
 }
 
-/// Simulates and prints.
+/// Simulates; what came out, as a table or as JSON.
 ///
 /// # Errors
 ///
 /// A flag or a file that makes no sense, with what to write instead.
-pub fn run(flags: &Simulate) -> anyhow::Result<()> {
+pub fn run(flags: &Simulate) -> anyhow::Result<String> {
     let rules = rules(&flags.baseline)?;
     let mut runs = Vec::new();
     for load in loads(flags)? {
@@ -121,12 +121,11 @@ pub fn run(flags: &Simulate) -> anyhow::Result<()> {
         fs::write(path, chart::svg(&title, &run.outcome))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    match (flags.json, runs.as_slice()) {
-        (true, [run]) => println!("{}", serde_json::to_string_pretty(run)?),
-        (true, runs) => println!("{}", serde_json::to_string_pretty(runs)?),
-        (false, runs) => print!("{}", table(runs)),
-    }
-    Ok(())
+    Ok(match (flags.json, runs.as_slice()) {
+        (true, [run]) => serde_json::to_string_pretty(run)? + "\n",
+        (true, runs) => serde_json::to_string_pretty(runs)? + "\n",
+        (false, runs) => table(runs),
+    })
 }
 
 fn rules(names: &[String]) -> anyhow::Result<Vec<Rule>> {

@@ -52,10 +52,10 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
     let shape = next.demand.shape(policy.first_guess);
     let deviations = need::deviations(policy.slo.attainment);
     let window = swing_window(&cost, &capacity, &shape, policy);
-    // A gateway gives requests to whoever has room.
-    let evenness = if fresh.front_door.is_some() { 1.0 } else { history.imbalance.share() };
-    let share = next.budget.share * evenness;
     next.imbalance.record(&fresh, elapsed);
+    // A gateway gives requests to whoever has room.
+    let evenness = if fresh.front_door.is_some() { 1.0 } else { next.imbalance.share() };
+    let share = next.budget.share * evenness;
     let base = need::base(&arriving, headroom, &capacity, share, deviations, window);
 
     // 7. Replicas for what has piled up.
