@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn a_laxer_objective_or_a_higher_utilisation_never_raises_the_answer(
+    fn a_laxer_objective_or_a_higher_utilisation_raises_the_answer_by_one_at_most(
         fleet in fleets(), ticks in 1..30_u32, ttft in 1.0..10.0_f64, itl in 0.05..0.5_f64, use_ in 0.3..0.95_f64,
         laxer in 1.0..3.0_f64, current in 1..12_u32,
     ) {
@@ -98,7 +98,9 @@ proptest! {
             let second = at(&policy);
             // What cannot be met has no part in the answer: only objectives that can be met are compared.
             let comparable = !first.figures.infeasible && !second.figures.infeasible;
-            prop_assert!(!comparable || second.desired <= first.desired, "{first}\n{second}");
+            // What one replica may claim beyond the others is bounded by what a replica is planned for, which a laxer
+            // objective raises: so is, by one replica at most, the work that is believed to arrive.
+            prop_assert!(!comparable || second.desired <= first.desired + 1, "{first}\n{second}");
         }
     }
 
