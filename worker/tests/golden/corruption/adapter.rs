@@ -10,7 +10,8 @@ use ernie_worker::model::{Checkpoint, LoadError};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Random, cases, damage, join, split};
+use super::header::damage;
+use super::{Random, cases, join, split, tally};
 use crate::reference::folder;
 
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -52,6 +53,7 @@ impl Copy {
         let text = error.to_string();
         assert!(text.len() > 20 && text.len() < 1000 && !text.contains('\n'), "{what}: {text}");
         assert!(matches!(error.reason(), Reason::CorruptModel | Reason::UnsupportedModel), "{what}: {text}");
+        tally::refused();
     }
 }
 
@@ -73,7 +75,10 @@ pub(super) fn adapter_headers_that_are_damaged_are_refused_unless_they_say_the_s
             if random.below(2) == 0 { random.next() as u8 } else { *random.pick(b"0123456789{}[]\",:\\ -") };
         copy.write(WEIGHTS, &join(&changed, &data));
         match copy.check() {
-            Ok(adapter) => assert_eq!(adapter.tensors.places, expected, "byte {place}"),
+            Ok(adapter) => {
+                assert_eq!(adapter.tensors.places, expected, "byte {place}");
+                tally::same();
+            }
             Err(_) => copy.refused("changed byte"),
         }
         let mut entries = entries.clone();

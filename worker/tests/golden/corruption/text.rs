@@ -8,7 +8,7 @@ use ernie_worker::chat::{ChatTemplate, Conversation, Role, Turn};
 use ernie_worker::tokenizer::{Tokenizer, TokenizerError};
 use serde_json::{Value, json};
 
-use super::{Random, cases};
+use super::{Random, cases, tally};
 use crate::reference::folder;
 
 /// Ids of the golden tokenizer.
@@ -25,6 +25,7 @@ fn refused(what: &str, result: Result<Tokenizer, TokenizerError>) {
     let text = error.to_string();
     assert!(text.len() > 10 && text.len() < 1000 && !text.contains('\n'), "{what}: {text}");
     assert!(matches!(error.reason(), Reason::CorruptModel | Reason::UnsupportedModel), "{what}: {text}");
+    tally::refused();
 }
 
 #[test]
@@ -78,9 +79,13 @@ pub(super) fn sentencepiece_models_that_are_cut_are_refused_and_garbled_ones_nev
         }
         let result = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_sentencepiece(&bytes, &[], VOCAB)));
         // another letter in a piece makes another tokenizer, which must keep to its vocabulary
-        if let Ok(tokenizer) = result.expect("no panic") {
-            let ids = tokenizer.encode(SAMPLE).expect("encoded");
-            assert!(ids.iter().all(|&id| (id as usize) < VOCAB));
+        match result.expect("no panic") {
+            Ok(tokenizer) => {
+                let ids = tokenizer.encode(SAMPLE).expect("encoded");
+                assert!(ids.iter().all(|&id| (id as usize) < VOCAB));
+                if bytes == whole { tally::same() } else { tally::other() }
+            }
+            Err(_) => tally::refused(),
         }
     }
 }
@@ -109,14 +114,20 @@ pub(super) fn garbled_chat_templates_are_refused_or_show_what_the_user_says() {
                 }
             }
         }
-        match ChatTemplate::new(damaged.into_iter().collect(), &config) {
+        let damaged: String = damaged.into_iter().collect();
+        let same = damaged == whole;
+        match ChatTemplate::new(damaged, &config) {
             Ok(template) => match template.render(&conversation) {
-                Ok(text) => assert!(text.contains("what is said"), "{text:?}"),
+                Ok(text) => {
+                    assert!(text.contains("what is said"), "{text:?}");
+                    if same { tally::same() } else { tally::other() }
+                }
                 Err(error) => panic!("accepted, but cannot show a user's message: {error}"),
             },
             Err(error) => {
                 let text = error.to_string();
                 assert!(text.len() > 10 && text.len() < 1000, "{text}");
+                tally::refused();
                 refused += 1;
             }
         }
