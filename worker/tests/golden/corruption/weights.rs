@@ -1,6 +1,5 @@
 //! Weights that are damaged, which the header cannot tell.
 
-
 use ernie_proto::failure::Reason;
 use ernie_worker::executor::{Executor, LogitRows, SequenceStep, StepPlan};
 use ernie_worker::model::{BackendChoice, DtypeChoice, LoadOptions, load};
