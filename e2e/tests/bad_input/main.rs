@@ -7,6 +7,7 @@ mod older_definition;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -71,19 +72,19 @@ async fn the_api_server_refuses_nonsense_with_a_sentence_that_says_what_to_do() 
 }
 
 /// A model that cannot run, and what its condition must say.
-struct Broken {
+struct Broken<'a> {
     name: &'static str,
     spec: Value,
     /// Condition that turns False.
     condition: &'static str,
     reason: &'static str,
     /// Words that the message must hold: which, where, what to do.
-    words: &'static [&'static str],
+    words: &'a [&'a str],
     /// Whether nothing will move without a person.
     stalled: bool,
 }
 
-impl Broken {
+impl Broken<'_> {
     async fn check(&self, model: &Model<'_>, start: Instant) -> Result<()> {
         let condition = model.wait_for(self.condition, "False", Some(self.reason), DEADLINE).await?;
         let took = start.elapsed();
@@ -130,6 +131,21 @@ fn shorten(root: &Path, file: &str) -> Result<()> {
     Ok(file.set_len(length / 2)?)
 }
 
+/// The digest of a model folder, by the shell line that the documentation gives.
+fn digest(root: &Path) -> Result<String> {
+    let line = r"LC_ALL=C ls | grep -E '\.(jinja|json|model|safetensors)$' | xargs -d '\n' sha256sum | sha256sum";
+    let output = Command::new("sh").args(["-c", line]).current_dir(root).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(format!("sha256:{}", text.split_whitespace().next().unwrap_or_default()))
+}
+
+/// Flips a bit of the last weight.
+fn flip(root: &Path) -> Result<()> {
+    let content = fs::read(root.join("model.safetensors"))?;
+    let last = content.len() - 1;
+    overwrite(root, "model.safetensors", last, &[content[last] ^ 1])
+}
+
 #[tokio::test]
 async fn each_broken_model_says_what_is_wrong_and_where_and_others_do_not_notice() {
     let cluster = Cluster::connect().await.unwrap();
@@ -137,7 +153,14 @@ async fn each_broken_model_says_what_is_wrong_and_where_and_others_do_not_notice
     let namespace = cluster.namespace("broken").await.unwrap();
     namespace.toolbox("client").await.unwrap();
     let good = format!("oci://{}", product.images.model);
-    let sound = Model::apply(&cluster, &namespace, "sound", spec(&good)).await.unwrap();
+    let mut whole = String::new();
+    let flipped = image(&cluster, |root| {
+        whole = digest(root)?;
+        flip(root)
+    })
+    .await;
+    let pinned = |uri: &str| with(uri, |spec| spec["model"]["digest"] = json!(whole));
+    let sound = Model::apply(&cluster, &namespace, "sound", pinned(&good)).await.unwrap();
     sound.wait_ready(1, DEADLINE).await.unwrap();
     let untouched = sound.children().await.unwrap();
 
@@ -204,6 +227,14 @@ async fn each_broken_model_says_what_is_wrong_and_where_and_others_do_not_notice
             condition: "WorkersHealthy",
             reason: "CorruptModel",
             words: &["model.safetensors", "header"],
+            stalled: true,
+        },
+        Broken {
+            name: "flipped-bit",
+            spec: pinned(&flipped),
+            condition: "WorkersHealthy",
+            reason: "DigestMismatch",
+            words: &["sha256:", &whole],
             stalled: true,
         },
         Broken {
