@@ -15,7 +15,7 @@ use crate::scale::simulate::report::{Run, table};
 use crate::scale::simulate::routing::Routing;
 use crate::scale::simulate::scaler::{Mortal, Ours};
 use crate::scale::simulate::scenario::{ALL, Case, Scenario};
-use crate::scale::simulate::{Outcome, Request, chart, simulate, trace};
+use crate::scale::simulate::{Outcome, Request, chart, simulate};
 
 /// Flags of `simulate`.
 #[derive(Args, Debug)]
@@ -244,7 +244,7 @@ fn shared(file: &str) -> anyhow::Result<PathBuf> {
 
 fn read_trace(path: &Path) -> anyhow::Result<Vec<Request>> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    trace::parse(&text, false).with_context(|| path.display().to_string())
+    ernie_workload::trace::parse(&text, false).with_context(|| path.display().to_string())
 }
 
 fn case(flags: &Simulate, load: &Load, routing: Routing, seed: u64) -> anyhow::Result<Case> {

@@ -85,9 +85,21 @@ pub fn sources(workspace: &Path) -> std::io::Result<Vec<Source>> {
             }
         }
     }
-    found.retain(|source| !source.module.iter().any(|module| module == "tests"));
+    let for_tests: Vec<(String, Vec<String>)> = found.iter().flat_map(test_modules).collect();
+    found.retain(|source| {
+        !for_tests.iter().any(|(package, module)| *package == source.package && source.module.starts_with(module))
+    });
     found.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(found)
+}
+
+/// The modules that a source declares for tests only, each with its package.
+fn test_modules(source: &Source) -> Vec<(String, Vec<String>)> {
+    let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
+    let pairs = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]");
+    let names =
+        pairs.filter_map(|pair| pair[1].trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'));
+    names.map(|name| (source.package.clone(), [source.module.clone(), vec![name.to_owned()]].concat())).collect()
 }
 
 /// What a source names and must not: sentences.

@@ -108,10 +108,10 @@ fn question(text: &str) -> Result<String, AskError> {
     Ok(question)
 }
 
-async fn connect(server: &str) -> Result<Channel, AskError> {
+pub(crate) async fn connect(server: &str) -> Result<Channel, AskError> {
     let address = authority(server)?;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| AskError::Usage(format!("--server {server:?} is no address: {error}; give HOST:PORT")))?;
+        .map_err(|error| AskError::Usage(format!("{server:?} is no address: {error}; give HOST:PORT")))?;
     endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
         AskError::Unreachable(format!(
             "cannot reach {address}: {}; is the server running, and is this its gRPC port?",
@@ -308,7 +308,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// The specification's spelling of a status code.
-fn code_name(code: Code) -> &'static str {
+pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -1,4 +1,4 @@
-//! The command line: `serve | eval | ask | digest | version`.
+//! The command line: `serve | eval | bench | ask | digest | version`.
 //!
 //! Every flag of `serve` is also an environment variable `ERNIE_…`, so that a pod template needs no shell; an empty one
 //! counts as unset. Values are parsed into their final types here; a flag that contradicts another is refused before anything is opened.
@@ -19,7 +19,7 @@ use crate::model::{DeviceChoice, DtypeChoice, ModelDigest};
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Tokens in one forward pass, unless told otherwise.
-const BATCHED_TOKENS: usize = 2048;
+pub(crate) const BATCHED_TOKENS: usize = 2048;
 
 /// Inference worker for ERNIE 4.5.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Compute logits of given token ids, to check a checkpoint against a reference.
     Eval(Box<crate::eval::EvalArgs>),
+    /// Measure how fast this machine serves a model, or how fast a server answers.
+    Bench(Box<crate::bench::BenchArgs>),
     /// Ask a running server and stream its answer to the terminal.
     Ask(AskArgs),
     /// Print the digest of a model folder, for --model-digest.
@@ -278,7 +280,7 @@ impl ServeArgs {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".into()),
         Ok(number) => Ok(number),
@@ -306,7 +308,7 @@ fn bytes(text: &str) -> Result<u64, String> {
 }
 
 /// A time: `90`, `90s`, `1500ms`, `2m`, `1h`. At most a day.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let millis = match &text[at..] {
         "ms" => 1,

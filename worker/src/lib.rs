@@ -3,6 +3,7 @@
 //! Data flows `server -> engine -> executor -> model -> kernels`; see the module docs of each.
 
 pub mod ask;
+pub mod bench;
 pub mod chat;
 pub mod cli;
 pub mod engine;

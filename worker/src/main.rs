@@ -12,6 +12,7 @@ use ernie_proto::{
 };
 use ernie_worker::{
     ask::{self, AskError},
+    bench::{self, BenchArgs},
     cli::{AskArgs, Cli, Command, DigestArgs, ServeArgs, VERSION},
     eval::{self, EvalArgs},
     model::{
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve(*args),
         Command::Eval(args) => evaluate(&args),
+        Command::Bench(args) => measure(&args),
         Command::Ask(args) => ask(args),
         Command::Digest(args) => digest(&args),
         Command::Version => {
@@ -93,6 +95,16 @@ fn evaluate(args: &EvalArgs) -> ExitCode {
             eprintln!("error: {}: {}", message.reason.as_str(), message.message);
             termination::write(termination_log().as_deref(), &message);
             ExitCode::from(message.reason.exit_code())
+        }
+    }
+}
+
+fn measure(args: &BenchArgs) -> ExitCode {
+    match bench::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("error: {}", ask::printable(&sentence));
+            ExitCode::FAILURE
         }
     }
 }

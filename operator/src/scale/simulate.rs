@@ -9,7 +9,6 @@
 
 pub mod baselines;
 pub mod batch;
-pub mod chance;
 pub mod chart;
 #[cfg(test)]
 mod checks;
@@ -22,14 +21,12 @@ pub mod routing;
 pub mod scaler;
 pub mod scenario;
 pub mod setting;
-pub mod trace;
-pub mod workload;
 pub mod world;
 
+pub use ernie_workload::Request;
 pub use outcome::Outcome;
 pub use scaler::Scaler;
 pub use setting::Setting;
-pub use workload::Request;
 
 /// Simulates requests, in order of arrival, under a rule.
 pub fn simulate(setting: &Setting, requests: Vec<Request>, scaler: &mut dyn Scaler) -> Outcome {

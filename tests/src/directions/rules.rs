@@ -14,9 +14,14 @@ pub struct CrateRule {
 /// The crates.
 pub const CRATES: &[CrateRule] = &[
     CrateRule { name: "ernie-proto", folder: "proto", may_use: Some(&[]) },
+    CrateRule { name: "ernie-workload", folder: "workload", may_use: Some(&[]) },
     CrateRule { name: "ernie-kernels", folder: "worker/kernels", may_use: Some(&[]) },
-    CrateRule { name: "ernie-operator", folder: "operator", may_use: Some(&["ernie-proto"]) },
-    CrateRule { name: "ernie-worker", folder: "worker", may_use: Some(&["ernie-proto", "ernie-kernels"]) },
+    CrateRule { name: "ernie-operator", folder: "operator", may_use: Some(&["ernie-proto", "ernie-workload"]) },
+    CrateRule {
+        name: "ernie-worker",
+        folder: "worker",
+        may_use: Some(&["ernie-proto", "ernie-kernels", "ernie-workload"]),
+    },
     CrateRule { name: "ernie-gateway", folder: "gateway", may_use: Some(&["ernie-proto"]) },
     CrateRule { name: "ernie-tests", folder: "tests", may_use: None },
     CrateRule { name: "ernie-e2e", folder: "e2e", may_use: None },

@@ -6,10 +6,10 @@ use super::outcome::Outcome;
 use super::routing::Routing;
 use super::scaler::{Fixed, Mortal, Ours, Planned};
 use super::scenario::{Case, Scenario};
-use super::workload::{Lengths, renewal};
-use super::{Request, Setting, chance::Chance, oracle::oracle, simulate};
+use super::{Request, Setting, oracle::oracle, simulate};
 use crate::scale::policy::Policy;
 use crate::scale::step_cost::RequestShape;
+use ernie_workload::{Chance, Lengths, renewal, steps};
 
 fn quiet() -> Engine {
     Engine { noise: 0.0, ..Engine::default() }
@@ -102,7 +102,7 @@ fn the_published_episode_is_served_whole_by_eight_replicas() {
 fn small(seed: u64) -> Case {
     let mut case = Scenario::S1.case(seed, Routing::LateBinding, &[]);
     let parts = [(60.0, 0.6), (60.0, 3.2), (60.0, 0.6)];
-    let rate = super::workload::steps(&parts);
+    let rate = steps(&parts);
     case.requests = renewal(rate, 180.0, 1.0, Lengths::Fixed(4000, 300), &mut Chance::new(seed, 1));
     case.setting.seconds = 180.0;
     case.setting.initial = 1;

@@ -4,10 +4,10 @@ use serde::Serialize;
 
 use super::pods::Pods;
 use super::setting::Setting;
-use super::workload::Request;
 use crate::scale::decision::Reason;
 use crate::scale::observation::State;
 use crate::scale::policy::Slo;
+use ernie_workload::Request;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,9 +1,9 @@
 //! Pods: from being asked for to being gone.
 
 use super::batch::Batch;
-use super::chance::Chance;
 use crate::scale::moment::Moment;
 use crate::scale::observation::{Replica, State};
+use ernie_workload::Chance;
 
 /// How pods start, and what may befall them.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::chance::Chance;
 use super::pods::Pods;
 use crate::scale::observation::State;
+use ernie_workload::Chance;
 
 /// How requests find replicas.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]

@@ -2,15 +2,15 @@
 
 use serde::Serialize;
 
-use super::chance::Chance;
 use super::engine::Engine;
 use super::pods::Startup;
 use super::routing::Routing;
 use super::scaler::Takeover;
 use super::setting::{ClosedLoop, Setting};
-use super::workload::{Lengths, Request, renewal, steps};
 use crate::scale::policy::{Policy, Slo};
 use crate::scale::step_cost::StepCost;
+use ernie_workload::Chance;
+use ernie_workload::{Lengths, Request, renewal, steps};
 
 /// One of the published scenarios.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]

@@ -6,16 +6,16 @@ use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::batch::{Progress, RequestId};
-use super::chance::Chance;
 use super::engine::Law;
 use super::outcome::{Fate, Recorder};
 use super::pods::Pods;
 use super::routing::{Connections, Routing};
 use super::scaler::{Scaler, View};
 use super::setting::Setting;
-use super::workload::Request;
 use crate::scale::moment::Moment;
 use crate::scale::observation::{FrontDoor, Observation, State};
+use ernie_workload::Chance;
+use ernie_workload::Request;
 
 /// Latencies of late.
 #[derive(Debug, Default)]

@@ -1,6 +1,10 @@
-//! Requests: when they come and how long they are.
+//! Requests as they come to a model, when and how long: drawn at random or read from published traces. The autoscaler's
+//! simulator and the load generator of `ernie-worker bench` take them from here.
 
-use super::chance::Chance;
+pub mod chance;
+pub mod trace;
+
+pub use chance::Chance;
 
 /// One request.
 #[derive(Clone, Copy, Debug, PartialEq)]

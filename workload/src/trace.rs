@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::workload::Request;
+use crate::Request;
 
 /// Why a trace cannot be read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
