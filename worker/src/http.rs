@@ -114,7 +114,14 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 async fn plan(State(pages): State<Pages>) -> Response {
     match pages.plan.get() {
-        Some(plan) => Json(plan).into_response(),
+        Some(plan) => {
+            let mut plan = plan.clone();
+            if let (Some(plan), Some(engine)) = (plan.as_object_mut(), pages.engine.get()) {
+                let cost = engine.load().cost.terms().map(|(term, seconds)| (term.to_owned(), seconds.into()));
+                plan.insert("stepCostSeconds".to_owned(), serde_json::Value::Object(cost.into_iter().collect()));
+            }
+            Json(plan).into_response()
+        }
         None => (StatusCode::SERVICE_UNAVAILABLE, Json(pages.lifecycle.progress())).into_response(),
     }
 }

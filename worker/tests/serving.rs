@@ -4,6 +4,8 @@
 mod adapters;
 #[path = "serving/bad_input.rs"]
 mod bad_input;
+#[path = "serving/bench.rs"]
+mod bench;
 #[path = "serving/cancel.rs"]
 mod cancel;
 #[path = "serving/drain.rs"]

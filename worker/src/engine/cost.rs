@@ -67,6 +67,12 @@ impl StepCost {
             + self.per_context * shape.context as f64
     }
 
+    /// The terms by name, in seconds.
+    pub fn terms(&self) -> [(&'static str, f64); TERMS] {
+        let Self { base, per_token, per_sequence, per_context } = *self;
+        [("base", base), ("token", per_token), ("sequence", per_sequence), ("context", per_context)]
+    }
+
     /// The most rows, from `start` on, that a step may still take beside `shape` and last no longer than `target`
     /// seconds; `None` while nothing is known.
     pub fn rows_within(&self, shape: Shape, start: usize, target: f64) -> Option<usize> {

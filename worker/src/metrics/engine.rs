@@ -6,7 +6,7 @@ use prometheus::{CounterVec, Gauge, GaugeVec, Histogram, IntCounter, IntCounterV
 
 use super::Maker;
 use crate::{
-    engine::{FailureKind, FinishReason, RequestReport, StepReport, observer::Outcome},
+    engine::{FailureKind, FinishReason, RequestReport, StepReport, cost::StepCost, observer::Outcome},
     executor::BLOCK_TOKENS,
 };
 
@@ -69,6 +69,7 @@ pub(super) struct EngineFigures {
     step_seconds: CounterVec,
     step_tokens: IntCounterVec,
     kv_token_steps: IntCounter,
+    step_cost: GaugeVec,
 }
 
 impl EngineFigures {
@@ -155,6 +156,12 @@ impl EngineFigures {
                 "ernie:kv_token_steps_total",
                 "Sum over steps of the tokens whose keys and values are resident, rounded up to blocks.",
             )?,
+            step_cost: make.ratios(
+                "ernie:step_cost_seconds",
+                "What a step is expected to take, learnt from steps, by term: base, and for each token, sequence and \
+                 context (pair of a token and a cached one that it attends to).",
+                &["term"],
+            )?,
         };
         for reason in ["stop", "length", "abort", "error"] {
             figures.success.with_label_values(&[reason]);
@@ -165,6 +172,9 @@ impl EngineFigures {
         }
         for kind in ["prefill", "decode"] {
             figures.step_tokens.with_label_values(&[kind]);
+        }
+        for (term, _) in StepCost::default().terms() {
+            figures.step_cost.with_label_values(&[term]);
         }
         figures.cache_info.with_label_values(&[&BLOCK_TOKENS.to_string(), &"0".to_owned()]).set(1.0);
         Ok(figures)
@@ -177,6 +187,9 @@ impl EngineFigures {
         self.running.set(report.running as i64);
         self.waiting.set(report.waiting as i64);
         self.kv_usage.set(report.blocks_used as f64 / report.blocks_total.max(1) as f64);
+        for (term, seconds) in report.cost.terms() {
+            self.step_cost.with_label_values(&[term]).set(seconds);
+        }
     }
 
     /// The size of the key-value cache.

@@ -66,6 +66,16 @@ async fn pages_tell_version_and_plan() {
     let plan: serde_json::Value = serde_json::from_str(&worker.page("/plan").await.1).expect("JSON");
     assert_eq!((&plan["dtype"], &plan["maxModelLen"]), (&"bfloat16".into(), &2048.into()));
     assert!(plan["weightBytes"].as_u64().expect("a number") > 4_000_000);
+    let cost = plan["stepCostSeconds"].as_object().expect("measured before the worker was ready");
+    let page = worker.page("/metrics").await.1;
+    for term in ["base", "token", "sequence", "context"] {
+        let line = format!("term=\"{term}\"}} {}", cost[term].as_f64().expect("a number"));
+        assert!(
+            page.lines().any(|shown| shown.starts_with("ernie:step_cost_seconds{") && shown.ends_with(&line)),
+            "{line}"
+        );
+    }
+    assert!(cost.values().map(|term| term.as_f64().expect("a number")).sum::<f64>() > 1e-6, "{cost:?}");
     let (status, text) = worker.page("/nothing").await;
     assert!(status == 404 && text.contains("/metrics"), "{text}");
 }
