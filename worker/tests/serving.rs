@@ -20,6 +20,8 @@ mod process;
 mod running;
 #[path = "serving/sampling.rs"]
 mod sampling;
+#[path = "serving/soak.rs"]
+mod soak;
 #[path = "serving/start_up.rs"]
 mod start_up;
 #[path = "serving/streaming.rs"]

@@ -16,11 +16,11 @@ use tonic::Code;
 use super::running::{Running, args, complete_ids, greedy, model, read, within};
 
 /// Hidden and inner width of the demo model.
-const WIDTHS: (usize, usize) = (192, 512);
+pub const WIDTHS: (usize, usize) = (192, 512);
 const RANK: usize = 2;
 
 /// An adapter of the demo model that changes what it says: a PEFT folder with one pair, filled from `seed`.
-fn folder(seed: f32, inputs: usize) -> TempDir {
+pub fn folder(seed: f32, inputs: usize) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let config = serde_json::json!({"peft_type": "LORA", "r": RANK, "lora_alpha": 8}).to_string();
     std::fs::write(folder.path().join("adapter_config.json"), config).expect("written");
@@ -35,7 +35,7 @@ fn folder(seed: f32, inputs: usize) -> TempDir {
     folder
 }
 
-fn flag(name: &str, folder: &Path) -> String {
+pub fn flag(name: &str, folder: &Path) -> String {
     format!("{name}={}", folder.display())
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ fn binary() -> Command {
 }
 
 /// `serve` with a termination log in `folder`.
-fn serve(model: &Path, folder: &TempDir, more: &[&str]) -> Child {
+pub fn serve(model: &Path, folder: &TempDir, more: &[&str]) -> Child {
     let mut command = binary();
     command.args(["serve", "--host", "127.0.0.1", "--port", "0", "--http-port", "0", "--kv-cache-memory", "64Mi"]);
     command.arg("--model").arg(model).arg("--termination-log").arg(folder.path().join("log")).args(more);
@@ -34,7 +34,7 @@ fn last_words(folder: &TempDir) -> Option<TerminationMessage> {
 }
 
 /// Waits for the end of a process.
-fn end(mut child: Child) -> (i32, String) {
+pub fn end(mut child: Child) -> (i32, String) {
     let begun = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().expect("a child") {
@@ -48,15 +48,24 @@ fn end(mut child: Child) -> (i32, String) {
     (status.code().expect("an exit code"), text)
 }
 
-/// Reads the log until the worker is ready; returns the port of gRPC.
-fn ready(child: &mut Child) -> u16 {
-    let mut lines = BufReader::new(child.stderr.as_mut().expect("piped")).lines();
-    let line = lines.find_map(|line| line.ok().filter(|line| line.contains("ready after"))).expect("it becomes ready");
-    let port = line.split("gRPC port ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a port");
-    port.parse().expect("a number")
+/// Where a worker listens.
+pub struct Ports {
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
 }
 
-fn signal(child: &Child, signal: Signal) {
+/// Reads the log until the worker is ready.
+pub fn ready(child: &mut Child) -> Ports {
+    let mut lines = BufReader::new(child.stderr.as_mut().expect("piped")).lines();
+    let line = lines.find_map(|line| line.ok().filter(|line| line.contains("ready after"))).expect("it becomes ready");
+    let port = |name: &str| {
+        let port = line.split(name).nth(1).and_then(|rest| rest.split_whitespace().next()).expect("a port");
+        SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a number")))
+    };
+    Ports { grpc: port("gRPC port "), http: port("HTTP port ") }
+}
+
+pub fn signal(child: &Child, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid")).expect("a pid");
     kill_process(pid, signal).expect("signalled");
 }

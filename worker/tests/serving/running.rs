@@ -107,9 +107,7 @@ impl Running {
 
     /// A figure of `/metrics`: the first line that begins so.
     pub async fn figure(&self, begin: &str) -> f64 {
-        let page = self.page("/metrics").await.1;
-        let line = page.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("{begin} in {page}"));
-        line.rsplit(' ').next().and_then(|number| number.parse().ok()).expect("a number")
+        figure(self.http, begin).await
     }
 
     /// Waits until a figure has a value.
@@ -139,6 +137,13 @@ pub async fn page(address: SocketAddr, path: &str) -> (u16, String) {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
     (status, body.to_owned())
+}
+
+/// A figure of `/metrics`: the first line that begins so.
+pub async fn figure(address: SocketAddr, begin: &str) -> f64 {
+    let page = page(address, "/metrics").await.1;
+    let line = page.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("{begin} in {page}"));
+    line.rsplit(' ').next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
 /// Waits for work, within [`PATIENCE`].
