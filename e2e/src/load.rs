@@ -155,7 +155,7 @@ async fn chat(client: &mut InferenceClient<Channel>, number: u32, max_tokens: u3
         match message.event {
             Some(Event::Delta(delta)) => tokens += delta.token_ids.len() as u64,
             Some(Event::Done(_)) => done = true,
-            Some(Event::Started(_)) | None => {}
+            Some(Event::Started(_) | Event::PromptLogprobs(_)) | None => {}
         }
     }
     if done { Ok(tokens) } else { Err(Status::new(Code::DataLoss, "the stream ended without `done`")) }

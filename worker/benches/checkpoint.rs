@@ -65,6 +65,7 @@ fn decoding(folder: &Path) -> f64 {
                 blocks: (0..=start / BLOCK_TOKENS as u32).collect(),
                 adapter: None,
                 logits: LogitRows::Last,
+                reading: None,
             };
             let begun = Instant::now();
             executor.execute(&StepPlan { sequences: vec![step] }).unwrap();

@@ -21,6 +21,8 @@ fn sequence(index: u32, tokens: u32) -> NewSequence {
         scope: vec![b"tenant".to_vec(), vec![0; 32], vec![]],
         rank_micros: i64::from(index),
         tenant: "tenant".into(),
+        reading: None,
+        generates: true,
     }
 }
 

@@ -177,7 +177,8 @@ async fn receive(mut stream: Streaming<GenerateResponse>, output: &mut Output) -
                 answer.done = done;
                 return Ok(answer);
             }
-            None => {}
+            // Not asked for.
+            Some(Event::PromptLogprobs(_)) | None => {}
         }
     }
     Err(Status::internal("the server ended the stream before the answer was complete").into())

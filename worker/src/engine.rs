@@ -2,7 +2,8 @@
 //!
 //! One OS thread owns the executor. [`Engine::start`] gives an [`EngineHandle`]; [`EngineHandle::submit`] admits a
 //! [`Request`] or refuses it at once with a [`Rejected`], and returns an [`EventStream`]:
-//! [`Event::Started`], then one [`Event::Token`] for each token, then [`Event::Finished`] or [`Event::Failed`].
+//! [`Event::Started`], what was asked of the [prompt](Request::prompt_output), then one [`Event::Token`] for each token,
+//! then [`Event::Finished`] or [`Event::Failed`].
 //!
 //! The engine deals in token ids only. Whoever owns text detokenises, and ends a stream at a stop string with
 //! [`EventStream::stop`]: what was read from the stream until then is the answer, exactly; tokens that the engine
@@ -23,6 +24,7 @@ mod figures;
 pub mod handle;
 pub mod load;
 pub mod observer;
+pub mod prompt_output;
 mod queue;
 pub mod request;
 pub mod scheduler;
@@ -37,6 +39,7 @@ mod warm_up;
 pub use config::{EngineConfig, InvalidConfig};
 pub use handle::{Drained, EngineHandle, EventStream, Health, Limits};
 pub use observer::{Observer, RequestReport, StepReport};
+pub use prompt_output::{Pooling, PromptLogprob, PromptOutput};
 pub use request::{
     Adapter, Event, Failure, FailureKind, FinishReason, Finished, Rejected, RejectionKind, Request, Started, Timings,
     Token, Usage,

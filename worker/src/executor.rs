@@ -23,7 +23,7 @@ impl StepPlan {
 }
 
 /// The part of one sequence in a step.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct SequenceStep {
     /// The token ids to run, `[n]`, n ≥ 1.
     pub tokens: Vec<u32>,
@@ -37,12 +37,49 @@ pub struct SequenceStep {
     pub adapter: Option<u32>,
     /// Which rows need logits.
     pub logits: LogitRows,
+    /// What else is read off its rows.
+    pub reading: Option<Reading>,
+}
+
+/// What is read off consecutive rows of a sequence, beside logits. Its size does not grow with the vocabulary.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum Reading {
+    /// How probable given tokens are.
+    Scores {
+        /// The first row, of this step.
+        first: u32,
+        /// For each row from `first` on: the token that is scored, `[rows]`.
+        targets: Vec<u32>,
+        /// How many of the best tokens come beside it.
+        top: u32,
+    },
+    /// The sum of final hidden states, after the last norm, one row added after the other.
+    HiddenSum {
+        /// The first row, of this step.
+        first: u32,
+        /// How many rows, at least one.
+        rows: u32,
+        /// What they are added to, as an earlier step gave it; empty for nothing.
+        onto: Vec<f64>,
+    },
+}
+
+impl Reading {
+    /// The rows of the step that it looks at.
+    pub fn rows(&self) -> std::ops::Range<usize> {
+        let (first, rows) = match self {
+            Self::Scores { first, targets, .. } => (*first as usize, targets.len()),
+            Self::HiddenSum { first, rows, .. } => (*first as usize, *rows as usize),
+        };
+        first..first + rows
+    }
 }
 
 /// Which rows of a sequence go through the output head.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum LogitRows {
     /// None: more of the prompt follows in a later step.
+    #[default]
     None,
     /// The last row only.
     Last,
@@ -56,6 +93,28 @@ pub struct StepOutput {
     /// One entry for each sequence of the plan, in order: logits in f32, row-major `[rows, vocab]`; `rows` is 0, 1 or n
     /// as asked.
     pub logits: Vec<Vec<f32>>,
+    /// What was [read](SequenceStep::reading), in the order of the sequences that asked.
+    pub readings: Vec<Readout>,
+}
+
+/// What came of a [`Reading`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Readout {
+    /// One entry for each target.
+    Scores(Vec<RowScore>),
+    /// The sum so far, `[hidden]`.
+    HiddenSum(Vec<f64>),
+}
+
+/// What a row's logits say of one token. Minus `log_sum_exp`, a logit is a log-probability (natural logarithm).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowScore {
+    /// The token's logit.
+    pub logit: f32,
+    /// Logarithm of the sum of the exponentials of all logits; not a number when one of them is not finite.
+    pub log_sum_exp: f32,
+    /// The best tokens and their logits, best first, the smaller id first among equals.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Sizes that the engine needs for its bookkeeping.

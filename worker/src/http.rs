@@ -235,6 +235,7 @@ mod tests {
             emitted: vec![],
             sampling: SamplingParams::default(),
             choice: 0,
+            prompt_output: None,
             max_tokens: Some(1),
             min_tokens: 0,
             stop_token_ids: vec![],
@@ -243,6 +244,7 @@ mod tests {
             deadline: Instant::now() + Duration::from_secs(60),
             priority: 0,
             tenant: "".into(),
+            cache_salt: "".into(),
             adapter: None,
         }
     }

@@ -21,6 +21,7 @@ pub mod mlp;
 pub mod moe;
 pub mod pack;
 pub mod projection;
+mod readout;
 pub mod rope;
 pub mod safetensors;
 pub mod trace;
@@ -48,6 +49,7 @@ pub use self::digest::ModelDigest;
 pub use self::dtype::{Dtype, DtypeChoice};
 pub use self::error::{LoadError, LoadResult};
 pub use self::executor::ModelExecutor;
+pub use self::readout::SCORED_AT_ONCE;
 pub use self::weights::Progress;
 
 /// What computes.

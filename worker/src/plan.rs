@@ -9,7 +9,7 @@ use crate::executor::BLOCK_TOKENS;
 use crate::model::adapter::Adapter;
 use crate::model::backend::candle::ATTENTION_SCORES;
 use crate::model::inventory::weight_bytes;
-use crate::model::{Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig};
+use crate::model::{Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig, SCORED_AT_ONCE};
 use crate::server::{ARRIVING_BYTES, calls::MAX_REQUEST_BYTES};
 
 pub use limit::{LimitSource, MemoryLimit};
@@ -245,12 +245,13 @@ fn longest(config: &ModelConfig, asked: Option<usize>) -> LoadResult<usize> {
 }
 
 /// Activations of the largest step, in f32: the residual stream, its norm, q, k and v, the heads' results, and both
-/// halves of the widest network; and two rows of logits for each sequence.
+/// halves of the widest network; and two rows of logits for each sequence, or for
+/// each of the prompt's rows that are scored at once.
 fn activation_bytes(config: &ModelConfig, options: &LoadOptions) -> u64 {
     let attention = 2 * config.query_width() + 2 * config.kv_width();
     let row = 3 * config.hidden_size + attention + 2 * config.intermediate_size;
-    4 * (options.max_num_batched_tokens as u64 * row as u64
-        + 2 * options.max_num_seqs as u64 * config.vocab_size as u64)
+    let logits = 2 * options.max_num_seqs.max(SCORED_AT_ONCE) * config.vocab_size;
+    4 * (options.max_num_batched_tokens as u64 * row as u64 + logits as u64)
 }
 
 /// What attention takes beside that on a device: scores in four states, and keys and values of a sequence of `context`

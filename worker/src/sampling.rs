@@ -12,6 +12,7 @@ mod survivors;
 
 pub use params::{InvalidSampling, SamplingParams};
 
+use crate::executor::RowScore;
 use penalties::History;
 use softmax::Weight;
 use survivors::{Candidate, Survivors};
@@ -23,6 +24,13 @@ pub struct TokenLogprobs {
     pub chosen: f32,
     /// The most probable tokens, best first, each with its log-probability.
     pub top: Vec<(u32, f32)>,
+}
+
+impl From<RowScore> for TokenLogprobs {
+    fn from(RowScore { logit, log_sum_exp, mut top }: RowScore) -> Self {
+        top.iter_mut().for_each(|(_, value)| *value -= log_sum_exp);
+        Self { chosen: logit - log_sum_exp, top }
+    }
 }
 
 /// A chosen token.
@@ -91,7 +99,10 @@ impl Sampler {
         if let Some(token) = softmax::first_not_finite(logits) {
             return Err(SampleError::NotFinite(token));
         }
-        let raw = self.params.logprobs.map(|top| RawLogprobs::new(logits, top as usize, &mut scratch.survivors));
+        let raw = self
+            .params
+            .logprobs
+            .map(|top| (Distribution::new(logits, top as usize, &mut scratch.survivors), logits.to_vec()));
         self.history.apply(&self.params, logits);
         for &token in banned.iter().copied().flatten() {
             if let Some(logit) = logits.get_mut(token as usize) {
@@ -99,7 +110,9 @@ impl Sampler {
             }
         }
         let id = self.choose(logits, position, &mut scratch.survivors).ok_or(SampleError::NothingAllowed)?;
-        let logprobs = raw.map(|raw| raw.of(id));
+        let logprobs = raw.map(|(Distribution { log_sum_exp, top }, logits)| {
+            RowScore { logit: logit_of(&logits, id), log_sum_exp, top }.into()
+        });
         self.history.push(id);
         Ok(Chosen { id, logprobs })
     }
@@ -115,26 +128,31 @@ impl Sampler {
     }
 }
 
+/// What a row of logits `[vocab]` says of `token`, with the `top` best tokens beside it.
+pub fn score(logits: &[f32], token: u32, top: usize, scratch: &mut Scratch) -> RowScore {
+    let distribution = Distribution::new(logits, top, &mut scratch.survivors);
+    let log_sum_exp = if softmax::first_not_finite(logits).is_some() { f32::NAN } else { distribution.log_sum_exp };
+    RowScore { logit: logit_of(logits, token), log_sum_exp, top: distribution.top }
+}
+
+fn logit_of(logits: &[f32], token: u32) -> f32 {
+    logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY)
+}
+
 /// The raw distribution, as far as it is needed once the logits are spoilt.
-struct RawLogprobs {
-    logits: Vec<f32>,
+struct Distribution {
     log_sum_exp: f32,
+    /// The best tokens and their logits.
     top: Vec<(u32, f32)>,
 }
 
-impl RawLogprobs {
+impl Distribution {
     fn new(logits: &[f32], top: usize, survivors: &mut Survivors) -> Self {
         let best = softmax::argmax(logits).map_or(0.0, |best| best.logit);
         let weight = Weight { best, sharpness: 1.0, floor: f32::NEG_INFINITY };
         let log_sum_exp = best + weight.sum(logits).ln() as f32;
-        let top = survivors.best(logits, top).iter();
-        let top = top.map(|&Candidate { id, logit }| (id, logit - log_sum_exp)).collect();
-        Self { logits: logits.to_vec(), log_sum_exp, top }
-    }
-
-    fn of(self, id: u32) -> TokenLogprobs {
-        let chosen = self.logits.get(id as usize).map_or(f32::NEG_INFINITY, |logit| logit - self.log_sum_exp);
-        TokenLogprobs { chosen, top: self.top }
+        let top = survivors.best(logits, top).iter().map(|&Candidate { id, logit }| (id, logit)).collect();
+        Self { log_sum_exp, top }
     }
 }
 

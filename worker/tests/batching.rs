@@ -90,6 +90,7 @@ fn requests() -> Vec<Request> {
             emitted: vec![],
             sampling: SamplingParams { repetition_penalty: [1.0, 1.2][index / 2 % 2], ..seeded },
             choice: 0,
+            prompt_output: None,
             max_tokens: Some(40 + 40 * (index as u32 % 4)),
             min_tokens: 0,
             stop_token_ids: vec![],
@@ -98,6 +99,7 @@ fn requests() -> Vec<Request> {
             deadline: Instant::now() + Duration::from_secs(600),
             priority: 0,
             tenant: "".into(),
+            cache_salt: "".into(),
             adapter: None,
         }
     };
@@ -112,7 +114,7 @@ async fn answers(engine: &EngineHandle, requests: &[Request]) -> Vec<(Vec<u32>, 
         let mut tokens = vec![];
         let reason = loop {
             match stream.next().await.unwrap() {
-                Event::Started(_) => {}
+                Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_) => {}
                 Event::Token(token) => tokens.push(token.id),
                 Event::Finished(finished) => break finished.reason,
                 Event::Failed(failure) => panic!("{failure}"),

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::executor::RowScore;
 use crate::sampling::{Chosen, SampleError, Sampler, Scratch};
 
 use super::admission::Permit;
 use super::handle::{Reader, Submission};
 use super::observer::{Outcome, RequestReport};
+use super::prompt_output::PromptLogprob;
 use super::request::{Event, Failure, FailureKind, FinishReason, Finished, Started, Tally, Token};
-use super::scheduler::NewSequence;
+use super::scheduler::{NewSequence, RowReading, RowReadingKind};
 
 /// One accepted request that has not ended.
 pub(super) struct Client {
@@ -27,6 +29,10 @@ pub(super) struct Client {
     /// Most output tokens, with those emitted earlier.
     max_tokens: u32,
     min_tokens: u32,
+    /// Rows of the prompt that log-probabilities are still to come of.
+    unscored: usize,
+    /// Rows that the sum of hidden states is made of.
+    pooled: usize,
     stop_token_ids: Vec<u32>,
     /// Empty when the request ignores them.
     eos_token_ids: Arc<[u32]>,
@@ -67,6 +73,8 @@ pub(super) enum Delivery {
 
 /// Room for the final event, kept free of tokens.
 const FINAL_EVENT: usize = 1;
+/// Events that may wait for the reader before more of the prompt is scored: each tells of as many tokens as a step has.
+const WAITING_SCORES: usize = 2;
 
 impl Client {
     /// Splits a submission into what is delivered and what is scheduled. `epoch` is the origin of the engine's clock.
@@ -79,16 +87,26 @@ impl Client {
         let Submission { request, sampler, max_tokens, tally, events, reader, permit } = submission;
         let arrival = i64::try_from(tally.accepted().saturating_duration_since(epoch).as_micros()).unwrap_or(i64::MAX);
         let ageing = i64::try_from(priority_ageing.as_micros()).unwrap_or(i64::MAX);
+        let prompt_tokens = request.prompt.len();
         let mut tokens = request.prompt;
         tokens.extend_from_slice(&request.emitted);
+        let reading = request.prompt_output.and_then(|output| output.rows(prompt_tokens));
+        let (unscored, pooled) = match &reading {
+            Some(RowReading { rows, kind: RowReadingKind::Scores { .. } }) => (rows.len(), 0),
+            Some(RowReading { rows, kind: RowReadingKind::HiddenSum { .. } }) => (0, rows.len()),
+            None => (0, 0),
+        };
         let adapter_digest = request.adapter.map_or_else(Vec::new, |adapter| adapter.digest.to_vec());
+        let salt = request.cache_salt.as_bytes().to_vec();
         let sequence = NewSequence {
             tokens,
             position_ids: request.position_ids,
             adapter: request.adapter.map(|adapter| adapter.index),
-            scope: vec![request.tenant.as_bytes().to_vec(), model_digest.to_vec(), adapter_digest],
+            scope: vec![request.tenant.as_bytes().to_vec(), salt, model_digest.to_vec(), adapter_digest],
             rank_micros: arrival.saturating_add(ageing.saturating_mul(i64::from(request.priority))),
             tenant: request.tenant,
+            reading,
+            generates: max_tokens > 0,
         };
         let client = Self {
             id: request.id,
@@ -101,6 +119,8 @@ impl Client {
             // Bounded by the context, which fits.
             max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
             min_tokens: request.min_tokens,
+            unscored,
+            pooled,
             stop_token_ids: request.stop_token_ids,
             eos_token_ids: if request.ignore_eos { Arc::default() } else { request.eos_token_ids },
             stalled: None,
@@ -131,6 +151,29 @@ impl Client {
         self.send(Event::Started(started));
     }
 
+    /// Sends log-probabilities of the next tokens of its prompt. `false`: its reader has no room for more.
+    pub(super) fn deliver_scores(&mut self, targets: &[u32], scores: Vec<RowScore>, now: Instant) -> bool {
+        self.unscored = self.unscored.saturating_sub(scores.len());
+        let scores = targets.iter().zip(scores);
+        let logprobs = scores.map(|(&id, score)| PromptLogprob { id, logprobs: score.into() }).collect();
+        self.send(Event::PromptLogprobs(logprobs));
+        self.has_room() || {
+            self.fall_behind(now);
+            false
+        }
+    }
+
+    /// Sends the mean of its prompt's hidden states, from their sum.
+    pub(super) fn deliver_sum(&mut self, sum: &[f64]) {
+        let rows = self.pooled.max(1) as f64;
+        self.send(Event::Embedding(sum.iter().map(|number| (number / rows) as f32).collect()));
+    }
+
+    /// Its prompt was read, and that is all.
+    pub(super) fn note_prompt_read(&mut self, now: Instant) {
+        self.tally.prompt_read(now);
+    }
+
     /// Chooses its next token from a row of logits, which is spoilt.
     pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, SampleError> {
         let position = self.tally.usage().completion_tokens;
@@ -158,9 +201,7 @@ impl Client {
         } else if self.has_room() {
             Delivery::GoesOn
         } else {
-            self.stalled = Some(now);
-            // Said first and looked at afterwards (in `fate`), so that a reader who catches up in between is noticed.
-            self.reader.paused.swap(true, Ordering::SeqCst);
+            self.fall_behind(now);
             Delivery::ReaderBehind
         };
         (delivery, latency)
@@ -222,8 +263,19 @@ impl Client {
         }
     }
 
+    /// Its reader has no room.
+    fn fall_behind(&mut self, now: Instant) {
+        self.stalled = Some(now);
+        // Said first and looked at afterwards (in `fate`), so that a reader who catches up in between is noticed.
+        self.reader.paused.swap(true, Ordering::SeqCst);
+    }
+
+    /// Whether its reader has room for what the next step gives.
     fn has_room(&self) -> bool {
-        self.events.capacity() > FINAL_EVENT
+        let (free, all) = (self.events.capacity(), self.events.max_capacity());
+        // The last scores of a prompt come with the first token.
+        let scores = self.unscored == 0 || (free > FINAL_EVENT + 1 && all - free <= WAITING_SCORES);
+        free > FINAL_EVENT && scores
     }
 
     /// Sends an event for which there is room. A reader that is gone is noticed in `fate`.

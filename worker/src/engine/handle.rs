@@ -126,8 +126,8 @@ impl Bell {
     }
 }
 
-/// Room in an event channel beside tokens: for `Started`, and for the final event.
-pub(super) const EVENTS_BESIDE_TOKENS: usize = 2;
+/// Room in an event channel beside tokens: for `Started`, for what is read off the prompt, and for the final event.
+pub(super) const EVENTS_BESIDE_TOKENS: usize = 3;
 
 impl EngineHandle {
     pub(super) fn new(shared: Shared) -> Self {
@@ -274,6 +274,7 @@ impl EventStream {
         match &event {
             Some(Event::Started(started)) => self.tally.start(*started),
             Some(Event::Token(token)) => self.tally.token(token.at),
+            Some(Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
             Some(Event::Finished(_) | Event::Failed(_)) => self.ended = true,
             None if self.ended => return None,
             None => {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::sampling::{InvalidSampling, SamplingParams, TokenLogprobs};
 
+use super::prompt_output::{PromptLogprob, PromptOutput};
+
 /// One answer to generate.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -22,7 +24,9 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Which of several answers to one prompt this is; part of the key of the random numbers.
     pub choice: u32,
-    /// Most output tokens, at least one; `None`: what the context leaves.
+    /// What is read off the prompt, beside the answer.
+    pub prompt_output: Option<PromptOutput>,
+    /// Most output tokens; `None`: what the context leaves. 0 where there is a [`Request::prompt_output`] alone.
     pub max_tokens: Option<u32>,
     /// Neither end of sequence nor a stop token is generated before so many output tokens.
     pub min_tokens: u32,
@@ -42,6 +46,8 @@ pub struct Request {
     /// Whose request it is: tenants share the engine fairly and never share cached prompts. One name, for instance the
     /// empty one, where there is one tenant.
     pub tenant: Arc<str>,
+    /// Requests of one tenant share cached prompts only where this is equal too. Usually empty.
+    pub cache_salt: Arc<str>,
     /// The adapter that applies.
     pub adapter: Option<Adapter>,
 }
@@ -55,12 +61,16 @@ pub struct Adapter {
     pub digest: [u8; 32],
 }
 
-/// What happens to an accepted request, in order: at most one `Started`, any number of `Token`, then exactly one
-/// `Finished` or `Failed`.
+/// What happens to an accepted request, in order: at most one `Started`, what it asked of its prompt, any number of
+/// `Token`, then exactly one `Finished` or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// It left the queue.
     Started(Started),
+    /// So much more of the prompt was read, each token once and in order; see [`PromptOutput::Logprobs`].
+    PromptLogprobs(Vec<PromptLogprob>),
+    /// The prompt was read; see [`PromptOutput::Embedding`].
+    Embedding(Vec<f32>),
     /// A token was generated.
     Token(Token),
     /// The answer is complete.
@@ -113,6 +123,8 @@ pub enum FinishReason {
     Stopped,
     /// `max_tokens`, or the end of the context.
     Length,
+    /// The prompt was read, and no answer asked for.
+    NoAnswer,
 }
 
 /// Tokens of a request.
@@ -320,23 +332,28 @@ impl Rejected {
 /// # Errors
 /// The first thing that is wrong.
 pub(super) fn output_limit(request: &Request, context: usize, vocab: usize) -> Result<usize, Rejected> {
-    let Request { prompt, position_ids, emitted, max_tokens, min_tokens, stop_token_ids, priority, .. } = request;
+    let Request {
+        prompt, prompt_output, position_ids, emitted, max_tokens, min_tokens, stop_token_ids, priority, ..
+    } = request;
     if prompt.is_empty() {
         return Err(Rejected::EmptyPrompt);
     }
-    if prompt.len() >= context {
-        return Err(Rejected::PromptTooLong { tokens: prompt.len(), limit: context - 1, context });
+    let no_answer = *max_tokens == Some(0) && prompt_output.is_some();
+    let longest = if no_answer { context } else { context - 1 };
+    if prompt.len() > longest {
+        return Err(Rejected::PromptTooLong { tokens: prompt.len(), limit: longest, context });
     }
     let room = context - prompt.len();
     let limit = match *max_tokens {
         None => room,
+        Some(0) if no_answer => 0,
         Some(0) => return Err(Rejected::NoTokens),
         Some(asked) if asked as usize > room => {
             return Err(Rejected::MaxTokensTooLarge { max_tokens: asked, prompt: prompt.len(), context, limit: room });
         }
         Some(asked) => asked as usize,
     };
-    if emitted.len() >= limit {
+    if emitted.len() >= limit && !(no_answer && emitted.is_empty()) {
         return Err(Rejected::NothingToResume { emitted: emitted.len(), max_tokens: limit });
     }
     if *min_tokens as usize > limit {
@@ -355,6 +372,9 @@ pub(super) fn output_limit(request: &Request, context: usize, vocab: usize) -> R
     if !(-100..=100).contains(priority) {
         return Err(Rejected::Priority(*priority));
     }
+    if let Some(output) = prompt_output {
+        output.check()?;
+    }
     Ok(limit)
 }
 
@@ -364,6 +384,8 @@ pub(super) struct Tally {
     accepted: Instant,
     usage: Usage,
     queue: Option<Duration>,
+    /// When a prompt without an answer had been read.
+    read: Option<Instant>,
     first: Option<Instant>,
     last: Option<Instant>,
 }
@@ -375,7 +397,7 @@ impl Tally {
         let prompt_tokens = u32::try_from(prompt).unwrap_or(u32::MAX);
         let completion_tokens = u32::try_from(emitted).unwrap_or(u32::MAX);
         let usage = Usage { prompt_tokens, completion_tokens, cached_tokens: 0 };
-        Self { accepted, usage, queue: None, first: None, last: None }
+        Self { accepted, usage, queue: None, read: None, first: None, last: None }
     }
 
     pub(super) fn start(&mut self, started: Started) {
@@ -387,6 +409,11 @@ impl Tally {
         self.usage.completion_tokens += 1;
         self.first.get_or_insert(at);
         self.last = Some(at);
+    }
+
+    /// The prompt was read, and no answer asked for.
+    pub(super) fn prompt_read(&mut self, at: Instant) {
+        self.read = Some(at);
     }
 
     /// When the request was accepted.
@@ -407,6 +434,7 @@ impl Tally {
         let queue = self.queue.unwrap_or_default();
         let time_to_first_token = self.first.map(|first| first - self.accepted).unwrap_or_default();
         let decode = self.first.zip(self.last).map(|(first, last)| last - first).unwrap_or_default();
-        Timings { queue, prefill: time_to_first_token.saturating_sub(queue), decode, time_to_first_token }
+        let read = self.first.or(self.read).map(|read| read - self.accepted).unwrap_or_default();
+        Timings { queue, prefill: read.saturating_sub(queue), decode, time_to_first_token }
     }
 }

@@ -21,7 +21,7 @@ use super::blocks::Blocks;
 use super::cost::StepCost;
 use super::queue::{DECODE_WEIGHT, PREFILL_WEIGHT, Queue};
 use super::sequence::{Chain, Positions, Residence, Sequence, Stage};
-pub use super::sequence::{Rank, SequenceId};
+pub use super::sequence::{Rank, RowReading, RowReadingKind, SequenceId};
 pub use super::step::{Part, Started, Step};
 
 /// Limits of a step.
@@ -62,12 +62,16 @@ pub struct NewSequence {
     pub position_ids: Option<Vec<u32>>,
     /// Index of its adapter.
     pub adapter: Option<u32>,
-    /// Everything that separates cached prompts: tenant, model, adapter.
+    /// Everything that separates cached prompts: tenant, salt, model, adapter.
     pub scope: Vec<Vec<u8>>,
     /// Arrival in microseconds, plus priority times ageing.
     pub rank_micros: i64,
     /// Whose it is.
     pub tenant: Arc<str>,
+    /// What is read off its rows, beside the token that is sampled from the last one.
+    pub reading: Option<RowReading>,
+    /// Whether a token is sampled at its end. Otherwise it is to be [removed](Scheduler::remove) once all of it ran.
+    pub generates: bool,
 }
 
 /// Rows of a prompt that a step reads at least, whatever it costs, so that prompts make progress.
@@ -106,7 +110,7 @@ impl Scheduler {
 
     /// Adds a sequence to the queue.
     pub fn add(&mut self, new: NewSequence) -> SequenceId {
-        let NewSequence { tokens, position_ids, adapter, scope, rank_micros, tenant } = new;
+        let NewSequence { tokens, position_ids, adapter, scope, rank_micros, tenant, reading, generates } = new;
         let rank = Rank { micros: rank_micros, serial: self.serial };
         self.serial += 1;
         let tenant = self.queue.join(&tenant);
@@ -123,6 +127,8 @@ impl Scheduler {
             rank,
             tenant,
             chain,
+            reading,
+            generates,
             paused: false,
             started: false,
             stage: Stage::Waiting,
@@ -168,6 +174,19 @@ impl Scheduler {
         self.sequences[id.0].tokens.push(token);
     }
 
+    /// Rows that something is still to be read off.
+    pub fn rows_unread(&self, id: SequenceId) -> usize {
+        self.sequences[id.0].reading.as_ref().map_or(0, |reading| reading.rows.len())
+    }
+
+    /// Keeps the sum of the hidden states read so far.
+    pub fn keep_sum(&mut self, id: SequenceId, so_far: Vec<f64>) {
+        let reading = self.sequences[id.0].reading.as_mut();
+        if let Some(RowReadingKind::HiddenSum { sum }) = reading.map(|reading| &mut reading.kind) {
+            *sum = so_far;
+        }
+    }
+
     /// Fills `step` with what runs next; empty when nothing can.
     pub fn plan(&mut self, pace: &Pace, step: &mut Step) {
         step.clear();
@@ -184,6 +203,9 @@ impl Scheduler {
             self.queue.charge(sequence.tenant, weight * part.rows as u64);
             if let Stage::Running(residence) = &mut sequence.stage {
                 residence.computed += part.rows;
+                if let Some(reading) = &mut sequence.reading {
+                    reading.rows.start += part.reads;
+                }
                 sequence.publish(&mut self.pool);
             }
         }
@@ -234,6 +256,10 @@ impl Scheduler {
             let places = sequence.blocks().len() * BLOCK_TOKENS;
             if sequence.computed() > places || sequence.computed() >= sequence.tokens.len() + usize::from(running) {
                 return Err(format!("sequence {id} has computed more tokens than it has, or has places for"));
+            }
+            let unread = sequence.reading.as_ref().filter(|reading| !reading.rows.is_empty());
+            if unread.is_some_and(|reading| reading.rows.start < sequence.computed()) {
+                return Err(format!("sequence {id} has rows that ran and were not read"));
             }
         }
         Ok(())

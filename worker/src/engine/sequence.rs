@@ -1,6 +1,8 @@
 //! PURE: one request's life, as far as scheduling is concerned.
 
-use crate::executor::BLOCK_TOKENS;
+use std::ops::Range;
+
+use crate::executor::{BLOCK_TOKENS, Reading};
 
 use super::blocks::{Blocks, ChainKey};
 
@@ -29,6 +31,10 @@ pub(super) struct Sequence {
     pub(super) tenant: usize,
     /// `None`: takes no part in the prefix cache.
     pub(super) chain: Option<Chain>,
+    /// What is still to be read off its prompt's rows.
+    pub(super) reading: Option<RowReading>,
+    /// Whether a token is sampled once all of it is in the cache.
+    pub(super) generates: bool,
     /// Its reader is behind; no step until it caught up.
     pub(super) paused: bool,
     /// Whether it ever ran.
@@ -54,6 +60,50 @@ pub(super) struct Residence {
     pub(super) computed: usize,
     /// Leading blocks that were published, or were found published.
     pub(super) published: usize,
+}
+
+/// What is read off rows of a prompt as they are computed, each once, however often they are computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowReading {
+    /// The rows that have not been read yet, by their places in the sequence.
+    pub rows: Range<usize>,
+    /// What is read off them.
+    pub kind: RowReadingKind,
+}
+
+/// See [`RowReading`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowReadingKind {
+    /// How probable the token that follows each row is.
+    Scores {
+        /// How many of the best tokens come beside it.
+        top: u32,
+    },
+    /// The sum of the hidden states.
+    HiddenSum {
+        /// That of the rows read so far; empty before the first.
+        sum: Vec<f64>,
+    },
+}
+
+impl RowReading {
+    /// What a step that runs the rows `start..end` of `tokens` reads.
+    pub(super) fn of_step(&self, start: usize, end: usize, tokens: &[u32]) -> Option<Reading> {
+        let rows = self.rows.start.max(start)..self.rows.end.min(end);
+        if rows.is_empty() {
+            return None;
+        }
+        // Bounded by the context, which fits.
+        let first = (rows.start - start) as u32;
+        Some(match &self.kind {
+            RowReadingKind::Scores { top } => {
+                Reading::Scores { first, targets: tokens[rows.start + 1..rows.end + 1].to_vec(), top: *top }
+            }
+            RowReadingKind::HiddenSum { sum } => {
+                Reading::HiddenSum { first, rows: rows.len() as u32, onto: sum.clone() }
+            }
+        })
+    }
 }
 
 /// Rotary positions that are not simply `0..`.
@@ -90,11 +140,13 @@ impl Sequence {
         }
     }
 
-    /// The published blocks that hold this sequence's beginning, appended to `found`. The last token is never covered:
-    /// it must run for its logits.
+    /// The published blocks that hold this sequence's beginning, appended to `found`. Rows that something is still to be
+    /// read off are never covered, nor is the last one: they must run.
     pub(super) fn find_prefix(&mut self, pool: &Blocks, found: &mut Vec<u32>) {
         let Some(chain) = &mut self.chain else { return };
-        let usable = self.tokens.len().saturating_sub(1) / BLOCK_TOKENS;
+        let reading = self.reading.as_ref().filter(|reading| !reading.rows.is_empty());
+        let last = self.tokens.len().saturating_sub(1);
+        let usable = reading.map_or(last, |reading| reading.rows.start.min(last)) / BLOCK_TOKENS;
         chain.extend(pool, &self.tokens, usable);
         let links = chain.keys.windows(2).zip(self.tokens.as_chunks::<BLOCK_TOKENS>().0).take(usable);
         found.extend(links.map_while(|(keys, tokens)| pool.find(keys[1], keys[0], tokens)));

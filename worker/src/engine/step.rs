@@ -33,6 +33,10 @@ pub struct Part {
     pub rows: usize,
     /// Whether its next token is to be sampled from the last row.
     pub samples: bool,
+    /// How many of its rows something is read off.
+    pub reads: usize,
+    /// Whether this was all that it asked for: it generates nothing.
+    pub ends: bool,
 }
 
 /// A sequence that left the queue.
@@ -70,15 +74,9 @@ impl Step {
     pub(super) fn push(&mut self, id: SequenceId, sequence: &Sequence, rows: usize) {
         let start = sequence.computed();
         let end = start + rows;
-        let samples = end == sequence.tokens.len();
-        let mut part = self.spare.pop().unwrap_or_else(|| SequenceStep {
-            tokens: Vec::new(),
-            start: 0,
-            position_ids: None,
-            blocks: Vec::new(),
-            adapter: None,
-            logits: LogitRows::None,
-        });
+        let complete = end == sequence.tokens.len();
+        let (samples, ends) = (complete && sequence.generates, complete && !sequence.generates);
+        let mut part = self.spare.pop().unwrap_or_default();
         part.tokens.clear();
         part.tokens.extend_from_slice(&sequence.tokens[start..end]);
         part.blocks.clear();
@@ -88,8 +86,10 @@ impl Step {
         part.position_ids = sequence.positions.as_ref().map(|positions| positions.range(start, rows));
         part.adapter = sequence.adapter;
         part.logits = if samples { LogitRows::Last } else { LogitRows::None };
+        part.reading = sequence.reading.as_ref().and_then(|reading| reading.of_step(start, end, &sequence.tokens));
+        let reads = part.reading.as_ref().map_or(0, |reading| reading.rows().len());
         self.plan.sequences.push(part);
-        self.parts.push(Part { id, rows, samples });
+        self.parts.push(Part { id, rows, samples, reads, ends });
         self.shape = self.shape.plus(Shape::of_rows(start, rows, samples));
     }
 }

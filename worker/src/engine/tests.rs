@@ -4,6 +4,7 @@ mod answers;
 mod ends;
 mod hash_executor;
 mod overload;
+mod prompts;
 mod reference;
 
 use std::sync::{Arc, Mutex};
@@ -88,6 +89,7 @@ fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: u32) -> Request {
         emitted: vec![],
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         choice: 0,
+        prompt_output: None,
         max_tokens: Some(max_tokens),
         min_tokens: 0,
         stop_token_ids: vec![],
@@ -96,6 +98,7 @@ fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: u32) -> Request {
         deadline: Instant::now() + Duration::from_secs(60),
         priority: 0,
         tenant: "".into(),
+        cache_salt: "".into(),
         adapter: None,
     }
 }
@@ -105,7 +108,7 @@ async fn read(mut stream: EventStream) -> (Vec<u32>, Event) {
     let mut tokens = vec![];
     loop {
         match stream.next().await.expect("a final event comes before the end") {
-            Event::Started(_) => assert!(tokens.is_empty()),
+            Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_) => assert!(tokens.is_empty()),
             Event::Token(token) => tokens.push(token.id),
             last @ (Event::Finished(_) | Event::Failed(_)) => {
                 assert_eq!(stream.next().await, None);

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::executor::{Executor, StepOutput};
+use crate::executor::{Executor, Reading, Readout, StepOutput};
 use crate::sampling::Scratch;
 
 use super::blocks::Blocks;
@@ -18,8 +18,8 @@ use super::cost::CostModel;
 use super::figures::Figures;
 use super::handle::{Command, Drained, Health};
 use super::observer::Outcome;
-use super::request::{Failure, FailureKind};
-use super::scheduler::{Bounds, Pace, Scheduler, SequenceId, Step};
+use super::request::{Failure, FailureKind, FinishReason};
+use super::scheduler::{Bounds, Pace, Part, Scheduler, SequenceId, Step};
 use super::warm_up;
 
 /// What connects the engine thread to the outside.
@@ -124,7 +124,10 @@ impl Turns {
             Ok(output) => {
                 self.scheduler.commit(&step);
                 self.deliver(&step, output);
-                self.cost.observe(step.shape, begun.elapsed().as_secs_f64());
+                // The shape says nothing of rows that are scored.
+                if step.parts.iter().all(|part| part.reads == 0) {
+                    self.cost.observe(step.shape, begun.elapsed().as_secs_f64());
+                }
             }
             Err(Fault::Step(details)) => self.fail_step(&step, &details),
             Err(Fault::Panic(details)) => return Err(details),
@@ -136,8 +139,20 @@ impl Turns {
 
     /// Chooses a token for each sequence that is due one, and sends it.
     fn deliver(&mut self, step: &Step, output: StepOutput) {
-        let due = step.parts.iter().zip(output.logits).filter(|(part, _)| part.samples);
-        for (part, mut logits) in due {
+        let StepOutput { logits, readings } = output;
+        let mut readings = readings.into_iter();
+        for ((part, ran), mut logits) in step.parts.iter().zip(&step.plan.sequences).zip(logits) {
+            if let Some(reading) = &ran.reading
+                && let Some(readout) = readings.next()
+            {
+                self.deliver_reading(part, reading, readout);
+            }
+            if part.ends {
+                self.end_without_answer(part.id);
+            }
+            if !part.samples {
+                continue;
+            }
             let Some(client) = self.clients.get_mut(part.id.0).and_then(Option::as_mut) else { continue };
             let chosen = match client.sample(&mut logits, &mut self.scratch) {
                 Ok(chosen) => chosen,
@@ -159,6 +174,40 @@ impl Turns {
                 Delivery::Complete(reason) => self.end(part.id, End::Finished(reason)),
             }
         }
+    }
+
+    /// Sends what a step read off a prompt.
+    fn deliver_reading(&mut self, part: &Part, reading: &Reading, readout: Readout) {
+        let Some(client) = self.clients.get_mut(part.id.0).and_then(Option::as_mut) else { return };
+        let finite = match &readout {
+            Readout::Scores(scores) => scores.iter().all(|score| score.log_sum_exp.is_finite()),
+            Readout::HiddenSum(sum) => sum.iter().all(|number| number.is_finite()),
+        };
+        if !finite {
+            tracing::error!(request = client.id(), "the model computed something that is not finite");
+            return self.end(part.id, internal("the model computed something that is not finite".to_owned()));
+        }
+        match (reading, readout) {
+            (Reading::Scores { targets, .. }, Readout::Scores(scores)) => {
+                let room = client.deliver_scores(targets, scores, Instant::now());
+                if !room {
+                    self.scheduler.pause(part.id);
+                }
+            }
+            (Reading::HiddenSum { .. }, Readout::HiddenSum(sum)) if self.scheduler.rows_unread(part.id) > 0 => {
+                self.scheduler.keep_sum(part.id, sum);
+            }
+            (Reading::HiddenSum { .. }, Readout::HiddenSum(sum)) => client.deliver_sum(&sum),
+            // `forward` has seen that they fit.
+            _ => {}
+        }
+    }
+
+    fn end_without_answer(&mut self, id: SequenceId) {
+        if let Some(client) = self.clients.get_mut(id.0).and_then(Option::as_mut) {
+            client.note_prompt_read(Instant::now());
+        }
+        self.end(id, End::Finished(FinishReason::NoAnswer));
     }
 
     /// Takes commands, and waits for one when there is nothing to run. `false`: no command will ever come.
@@ -342,7 +391,20 @@ fn forward(executor: &mut dyn Executor, step: &Step) -> Result<StepOutput, Fault
         .map_err(|error| Fault::Step(error.to_string()))?;
     let fits = output.logits.len() == step.parts.len()
         && output.logits.iter().zip(&step.parts).all(|(row, part)| row.len() == usize::from(part.samples) * vocab);
-    if fits { Ok(output) } else { Err(Fault::Step("the executor returned logits of another shape".to_owned())) }
+    if !fits {
+        return Err(Fault::Step("the executor returned logits of another shape".to_owned()));
+    }
+    let asked = step.plan.sequences.iter().filter_map(|sequence| sequence.reading.as_ref());
+    let answers = |(asked, read): (&Reading, &Readout)| match (asked, read) {
+        (Reading::Scores { targets, .. }, Readout::Scores(scores)) => targets.len() == scores.len(),
+        (Reading::HiddenSum { onto, .. }, Readout::HiddenSum(sum)) => onto.is_empty() || onto.len() == sum.len(),
+        _ => false,
+    };
+    if asked.clone().count() == output.readings.len() && asked.zip(&output.readings).all(answers) {
+        Ok(output)
+    } else {
+        Err(Fault::Step("the executor read something else than was asked for".to_owned()))
+    }
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {

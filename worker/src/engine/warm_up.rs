@@ -64,6 +64,7 @@ fn plan(sequences: usize, rows: usize, vocab: usize) -> StepPlan {
         blocks: (index * blocks..(index + 1) * blocks).map(|block| block as u32).collect(),
         adapter: None,
         logits: LogitRows::Last,
+        reading: None,
     };
     StepPlan { sequences: (0..sequences).map(sequence).collect() }
 }

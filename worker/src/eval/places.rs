@@ -72,6 +72,7 @@ mod tests {
             blocks,
             adapter: None,
             logits: LogitRows::All,
+            reading: None,
         }
     }
 

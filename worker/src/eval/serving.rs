@@ -112,6 +112,8 @@ impl<'a> Serving<'a> {
             scope: Vec::new(),
             rank_micros: 0,
             tenant: "".into(),
+            reading: None,
+            generates: true,
         });
         if self.places.len() <= id {
             self.places.resize(id + 1, 0);

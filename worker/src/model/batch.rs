@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::executor::{BLOCK_TOKENS, ExecuteError, Geometry, LogitRows, SequenceStep, StepPlan};
+use crate::executor::{BLOCK_TOKENS, ExecuteError, Geometry, LogitRows, Reading, SequenceStep, StepPlan};
 
 /// The first rotary position that is not exact in single precision, and so is refused.
 pub const POSITION_LIMIT: u32 = 1 << 24;
@@ -23,7 +23,7 @@ pub struct Span {
 }
 
 /// A flat batch of T rows.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids `[T]`.
     pub tokens: Vec<u32>,
@@ -35,6 +35,8 @@ pub struct Batch {
     pub logit_rows: Vec<u32>,
     /// The sequences, in the order of their rows.
     pub spans: Vec<Span>,
+    /// What is read off rows beside their logits, with the first of those rows in the batch, in order.
+    pub readings: Vec<(usize, Reading)>,
 }
 
 impl Batch {
@@ -69,6 +71,8 @@ impl Batch {
             };
             let logits = batch.logit_rows.len()..batch.logit_rows.len() + wanted.len();
             batch.logit_rows.extend(wanted.map(|row| row as u32));
+            let reading = sequence.reading.as_ref();
+            batch.readings.extend(reading.map(|reading| (rows.start + reading.rows().start, reading.clone())));
             batch.spans.push(Span { rows, start, blocks: sequence.blocks.clone(), adapter: sequence.adapter, logits });
         }
         if batch.tokens.is_empty() {
@@ -116,6 +120,17 @@ fn check(sequence: &SequenceStep, geometry: &Geometry, adapters: usize) -> Resul
             }
         }
         None => {}
+    }
+    if let Some(reading) = &sequence.reading {
+        let read = reading.rows();
+        if read.is_empty() || read.end > rows {
+            return Err(format!("rows {} to {} are read of {rows}", read.start, read.end));
+        }
+        if let Reading::Scores { targets, .. } = reading
+            && let Some(target) = targets.iter().find(|&&target| target as usize >= geometry.vocab)
+        {
+            return Err(format!("token {target} is scored of a vocabulary of {}", geometry.vocab));
+        }
     }
     match sequence.adapter {
         Some(adapter) if adapter as usize >= adapters => Err(format!("adapter {adapter} of {adapters}")),

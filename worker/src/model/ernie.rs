@@ -11,6 +11,7 @@ use super::pack::{Layout, MatrixSource, Pack, Precision};
 use super::projection::Projection;
 use super::trace::Trace;
 use super::weights::{Part, Weights};
+use crate::executor::Readout;
 
 /// A decoder with its weights.
 pub struct Decoder<P: Pack> {
@@ -21,6 +22,15 @@ pub struct Decoder<P: Pack> {
     /// `None` when the embedding is the head.
     head: Option<Affine<P>>,
     eps: f32,
+}
+
+/// What a forward pass gives.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Forwarded {
+    /// Logits of the batch's `logit_rows`, `[rows, vocab]`.
+    pub logits: Vec<f32>,
+    /// What was read off other rows, one for each of the batch's `readings`.
+    pub readings: Vec<Readout>,
 }
 
 /// One decoder layer.
@@ -84,11 +94,11 @@ impl<P: Pack> Layer<P> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Runs a batch through the model; returns the logits of its `logit_rows`, `[rows, vocab]`.
+    /// Runs a batch through the model; returns the logits of its `logit_rows`, and what is read off others.
     ///
     /// # Errors
     /// [`ComputeError`](super::backend::ComputeError).
-    pub fn forward(&self, backend: &mut B, batch: &Batch, mut trace: Option<&mut Trace>) -> Result<Vec<f32>> {
+    pub fn forward(&self, backend: &mut B, batch: &Batch, mut trace: Option<&mut Trace>) -> Result<Forwarded> {
         let step = Step { batch, state: backend.prepare(batch)? };
         let mut stream = backend.embed(&self.embedding, &batch.tokens)?;
         Trace::record(&mut trace, backend, "embed", &stream)?;
@@ -99,16 +109,28 @@ impl<B: Backend> Decoder<B> {
         if trace.is_some() {
             Trace::record(&mut trace, backend, "norm", &backend.rms_norm(&stream, &self.norm, self.eps)?)?;
         }
-        if batch.logit_rows.is_empty() {
+        // One after the other: the memory plan has room for either.
+        let readings = self.read_out(backend, &stream, batch)?;
+        let logits = self.logits(backend, &stream, &batch.logit_rows)?;
+        Ok(Forwarded { logits, readings })
+    }
+
+    /// The logits of some rows of the residual stream, `[rows, vocab]`.
+    pub(super) fn logits(&self, backend: &B, stream: &B::Rows, rows: &[u32]) -> Result<Vec<f32>> {
+        if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let wanted = backend.select(&stream, &batch.logit_rows)?;
-        let normed = backend.rms_norm(&wanted, &self.norm, self.eps)?;
+        let normed = self.normed(backend, stream, rows)?;
         let (head, bias) = match &self.head {
             Some(head) => (&head.weight, head.bias.as_ref()),
             None => (&self.embedding, None),
         };
         backend.into_f32(backend.linear(&normed, head, bias)?)
+    }
+
+    /// Some rows of the residual stream after the last norm.
+    pub(super) fn normed(&self, backend: &B, stream: &B::Rows, rows: &[u32]) -> Result<B::Rows> {
+        backend.rms_norm(&backend.select(stream, rows)?, &self.norm, self.eps)
     }
 }
 

@@ -5,15 +5,15 @@ use super::backend::Result;
 use super::backend::candle::CandleBackend;
 use super::backend::cpu::CpuBackend;
 use super::batch::Batch;
-use super::ernie::Decoder;
+use super::ernie::{Decoder, Forwarded};
 use super::trace::Trace;
 use crate::executor::{ExecuteError, Executor, Geometry, StepOutput, StepPlan};
 use crate::plan::MemoryPlan;
 
 /// A decoder with the backend that it runs on.
 pub(super) trait Forward: Send {
-    /// The logits `[logit rows, vocab]` of a batch.
-    fn forward(&mut self, batch: &Batch, trace: Option<&mut Trace>) -> Result<Vec<f32>>;
+    /// The logits `[logit rows, vocab]` of a batch, and what is read off other rows.
+    fn forward(&mut self, batch: &Batch, trace: Option<&mut Trace>) -> Result<Forwarded>;
 }
 
 /// A decoder on this project's kernels.
@@ -23,7 +23,7 @@ pub(super) struct CpuModel {
 }
 
 impl Forward for CpuModel {
-    fn forward(&mut self, batch: &Batch, trace: Option<&mut Trace>) -> Result<Vec<f32>> {
+    fn forward(&mut self, batch: &Batch, trace: Option<&mut Trace>) -> Result<Forwarded> {
         self.decoder.forward(&mut self.backend, batch, trace)
     }
 }
@@ -36,7 +36,7 @@ pub(super) struct CandleModel {
 }
 
 impl Forward for CandleModel {
-    fn forward(&mut self, batch: &Batch, trace: Option<&mut Trace>) -> Result<Vec<f32>> {
+    fn forward(&mut self, batch: &Batch, trace: Option<&mut Trace>) -> Result<Forwarded> {
         let Self { decoder, backend, pool } = self;
         match pool {
             Some(pool) => pool.install(|| decoder.forward(backend, batch, trace)),
@@ -91,8 +91,9 @@ impl ModelExecutor {
         trace: Option<&mut Trace>,
     ) -> std::result::Result<StepOutput, ExecuteError> {
         let batch = Batch::new(plan, &self.geometry, self.adapters.len())?;
-        let logits = self.forward.forward(&batch, trace).map_err(|error| ExecuteError::Failed(error.to_string()))?;
-        Ok(StepOutput { logits: split(logits, &batch, self.geometry.vocab) })
+        let forwarded = self.forward.forward(&batch, trace);
+        let Forwarded { logits, readings } = forwarded.map_err(|error| ExecuteError::Failed(error.to_string()))?;
+        Ok(StepOutput { logits: split(logits, &batch, self.geometry.vocab), readings })
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Answer {
 
 /// What the text of an answer looks like.
 pub(super) struct AnswerForm {
+    /// Tokens of the prompt whose log-probabilities come before the text.
+    pub(super) prompt_scores: u32,
     /// The prompt's text, to be repeated before the answer.
     pub(super) echo: String,
     /// Strings that end the text.
@@ -81,15 +83,21 @@ impl Answer {
     }
 
     async fn run(self, sender: &mpsc::Sender<v1::GenerateResponse>) -> Result<(), Status> {
-        let Answer { choices, started, text: AnswerForm { echo, stops, include_stop, parts }, tokenizer } = self;
+        let Answer { choices, started, text, tokenizer } = self;
+        let AnswerForm { prompt_scores, echo, stops, include_stop, parts } = text;
         let request_id = started.request_id.clone();
         send(sender, Said::Started(started)).await?;
         let choices = (0..).zip(choices).map(|(index, events)| {
             let stream = if include_stop { TextStream::including_stop } else { TextStream::new };
             let call_name = if index == 0 { request_id.clone() } else { format!("{request_id}-{index}") };
             let text = AnswerText::new(stream(stops.clone()), parts, call_name);
-            Choice { index, events, text, stops: &stops, tokenizer: &tokenizer }.run(&echo, sender)
+            Choice { index, events, text, stops: &stops, tokenizer: &tokenizer }
         });
+        let mut choices: Vec<_> = choices.collect();
+        if let Some(first) = choices.first_mut() {
+            first.tell_prompt(prompt_scores, sender).await?;
+        }
+        let choices = choices.into_iter().map(|choice| choice.run(&echo, sender));
         // The first that fails ends the answer; the others are dropped and so withdrawn.
         futures::future::try_join_all(choices).await.map(|_| ())
     }

@@ -7,13 +7,15 @@ use tonic::Status;
 
 use super::{answer::send, status, text::AnswerText};
 use crate::{
-    engine::{Event, EventStream, FinishReason, Finished, Token},
+    engine::{Event, EventStream, FinishReason, Finished, PromptLogprob, Token},
     sampling::TokenLogprobs,
     tokenizer::Tokenizer,
 };
 
 /// Tokens that are put into one message when they are there already.
 const TOKENS_PER_MESSAGE: usize = 64;
+/// Tokens of the prompt whose log-probabilities are put into one message.
+const SCORES_PER_MESSAGE: usize = 64;
 /// Longest piece of an echoed prompt in one message, in bytes.
 const ECHO_BYTES: usize = 64 << 10;
 
@@ -32,6 +34,38 @@ pub(super) struct Choice<'a> {
 }
 
 impl Choice<'_> {
+    /// Sends the log-probabilities of the prompt's `count` last tokens, as they come.
+    pub(super) async fn tell_prompt(
+        &mut self,
+        count: u32,
+        sender: &mpsc::Sender<v1::GenerateResponse>,
+    ) -> Result<(), Status> {
+        let mut first_index = 1;
+        while first_index <= count {
+            let event = tokio::select! {
+                biased;
+                () = sender.closed() => return Err(Status::cancelled("the client went away")),
+                event = self.events.next() => event,
+            };
+            let scores = match event {
+                Some(Event::Started(_)) => continue,
+                Some(Event::PromptLogprobs(scores)) => scores,
+                Some(Event::Failed(failure)) => return Err(status::failed(&failure)),
+                Some(Event::Embedding(_) | Event::Token(_) | Event::Finished(_)) | None => {
+                    return Err(Status::internal("the engine went on before the prompt was told"));
+                }
+            };
+            for some in scores.chunks(SCORES_PER_MESSAGE) {
+                let one = |score: &PromptLogprob| logprobs_of(score.id, score.logprobs.clone(), self.tokenizer);
+                let logprobs: Vec<_> = some.iter().map(one).collect();
+                let told = u32::try_from(some.len()).unwrap_or(u32::MAX);
+                send(sender, Said::PromptLogprobs(v1::PromptLogprobs { first_index, logprobs })).await?;
+                first_index = first_index.saturating_add(told);
+            }
+        }
+        Ok(())
+    }
+
     /// Streams `echo`, then the choice, to its end.
     pub(super) async fn run(mut self, echo: &str, sender: &mpsc::Sender<v1::GenerateResponse>) -> Result<(), Status> {
         let empty = v1::Delta { index: self.index, ..Default::default() };
@@ -68,7 +102,7 @@ impl Choice<'_> {
         let mut next = event;
         loop {
             match next {
-                Some(Event::Started(_)) => {}
+                Some(Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_)) => {}
                 Some(Event::Token(token)) => {
                     if let Some(index) = self.take(delta, token) {
                         return Some(End::Stopped(self.stops.get(index).cloned().unwrap_or_default()));
@@ -118,7 +152,7 @@ fn done(index: u32, finished: &Finished, asks_for_tools: bool, matched: Option<v
         FinishReason::StopToken(id) => (v1::FinishReason::Stop, Some(v1::done::MatchedStop::StopTokenId(id))),
         FinishReason::EndOfSequence(_) if asks_for_tools => (v1::FinishReason::ToolCalls, None),
         FinishReason::EndOfSequence(_) | FinishReason::Stopped => (v1::FinishReason::Stop, None),
-        FinishReason::Length => (v1::FinishReason::Length, None),
+        FinishReason::Length | FinishReason::NoAnswer => (v1::FinishReason::Length, None),
     };
     let (usage, timings) = (&finished.usage, &finished.timings);
     v1::Done {

@@ -47,6 +47,8 @@ pub struct Generation {
     pub include_stop: bool,
     /// Only so many tokens at the end of the prompt are read.
     pub truncate_prompt: Option<usize>,
+    /// Log-probabilities of the prompt's tokens, and of so many of the best beside each.
+    pub prompt_logprobs: Option<u32>,
 }
 
 /// What a model allows a request.
@@ -88,6 +90,7 @@ pub fn generation(
         bad_words,
         include_stop_str_in_output,
         truncate_prompt_tokens,
+        prompt_logprobs,
     } = params.unwrap_or_default();
     let mut logit_bias: Vec<_> = logit_bias.into_iter().collect();
     logit_bias.sort_by_key(|&(id, _)| id);
@@ -132,6 +135,7 @@ pub fn generation(
         bad_words,
         include_stop: include_stop_str_in_output,
         truncate_prompt: truncation(truncate_prompt_tokens)?,
+        prompt_logprobs: prompt_scores(prompt_logprobs)?,
     })
 }
 
@@ -148,6 +152,13 @@ fn truncation(asked: Option<u32>) -> Result<Option<usize>, Status> {
     match asked {
         Some(0) => Err(invalid("sampling.truncate_prompt_tokens", "is 0; keep at least 1, or leave it out")),
         asked => Ok(asked.map(|tokens| tokens as usize)),
+    }
+}
+
+fn prompt_scores(asked: Option<u32>) -> Result<Option<u32>, Status> {
+    match asked {
+        Some(top) if top > 20 => Err(invalid("sampling.prompt_logprobs", format!("is {top}; choose from 0 to 20"))),
+        asked => Ok(asked),
     }
 }
 
@@ -264,6 +275,10 @@ mod tests {
         assert!(with(v1::SamplingParams { logit_bias: [(100, 1.0)].into(), ..none() }).contains("logit_bias: is 100"));
         assert!(with(v1::SamplingParams { logit_bias: [(1, -101.0)].into(), ..none() }).contains("from -100 to 100"));
         assert!(with(v1::SamplingParams { truncate_prompt_tokens: Some(0), ..none() }).contains("keep at least 1"));
+        assert_eq!(
+            with(v1::SamplingParams { prompt_logprobs: Some(21), ..none() }),
+            "sampling.prompt_logprobs: is 21; choose from 0 to 20"
+        );
         let given = v1::SamplingParams {
             n: Some(8),
             logit_bias: [(9, 1.0), (3, -100.0)].into(),

@@ -11,7 +11,7 @@ use super::{
     served::Served,
     status,
 };
-use crate::engine::{self, EventStream};
+use crate::engine::{self, EventStream, PromptOutput};
 
 /// Makes a prompt, of which only so many tokens at its end are wanted; slow, so it runs off the async threads.
 pub(super) type Make = Box<dyn FnOnce(&Served, Option<usize>) -> Result<Prepared, Status> + Send>;
@@ -59,6 +59,7 @@ pub(super) fn submit(
         emitted: Vec::new(),
         sampling: generation.sampling,
         choice: 0,
+        prompt_output: generation.prompt_logprobs.map(|top| PromptOutput::Logprobs { first: 1, top }),
         max_tokens: generation.max_tokens,
         min_tokens: generation.min_tokens,
         stop_token_ids: generation.stop_token_ids,
@@ -67,14 +68,20 @@ pub(super) fn submit(
         deadline,
         priority: 0,
         tenant,
+        cache_salt: Arc::from(""),
         adapter,
     };
     // Dropping the streams of those that were taken withdraws them.
     let choices: Result<Vec<_>, _> = (0..generation.choices)
-        .map(|choice| served.engine.submit(engine::Request { choice, ..request.clone() }))
+        .map(|choice| {
+            // The prompt is told once.
+            let prompt_output = request.prompt_output.filter(|_| choice == 0);
+            served.engine.submit(engine::Request { choice, prompt_output, ..request.clone() })
+        })
         .collect();
     let choices = choices.map_err(|rejected| status::rejected(&rejected))?;
     let (stops, include_stop) = (generation.stops, generation.include_stop);
-    let text = AnswerForm { echo: prepared.echo, stops, include_stop, parts: prepared.parts };
+    let prompt_scores = if generation.prompt_logprobs.is_some() { prompt_tokens.saturating_sub(1) } else { 0 };
+    let text = AnswerForm { prompt_scores, echo: prepared.echo, stops, include_stop, parts: prepared.parts };
     Ok(Submitted { choices, seed, prompt_tokens, text })
 }

@@ -46,6 +46,7 @@ fn side_by_side(prompt: &Sequence, adapters: &[Option<u32>]) -> StepPlan {
         blocks: vec![number as u32],
         adapter: *adapter,
         logits: LogitRows::All,
+        reading: None,
     };
     StepPlan { sequences: adapters.iter().enumerate().map(step).collect() }
 }

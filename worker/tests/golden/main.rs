@@ -8,5 +8,6 @@ mod demo;
 mod determinism;
 mod folders;
 mod modes;
+mod prompts;
 mod reference;
 mod variants;

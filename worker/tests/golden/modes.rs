@@ -10,18 +10,18 @@ use crate::reference::{
 };
 
 /// A checkpoint as it is loaded, and the reference's numbers for that.
-struct Case {
-    name: &'static str,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
     dtype: DtypeChoice,
-    adapter: Option<&'static str>,
-    reference: Reference,
+    pub(crate) adapter: Option<&'static str>,
+    pub(crate) reference: Reference,
     /// What the prompt, and the prompt at uneven positions, give alone. Stands for numbers that the reference lacks.
     alone: Vec<Evaluation>,
 }
 
 impl Case {
     /// Every folder, bf16 ones also computed in f32, and every adapter.
-    fn all(engine: Engine) -> Vec<Case> {
+    pub(crate) fn all(engine: Engine) -> Vec<Case> {
         let case = |name, dtype, adapter| Case::new(engine, name, dtype, adapter);
         let folders = DENSE.into_iter().chain(MOE);
         let mut cases: Vec<Case> = folders.clone().map(|name| case(name, DtypeChoice::Auto, None)).collect();
@@ -40,7 +40,7 @@ impl Case {
         case
     }
 
-    fn what(&self, engine: Engine, mode: &str) -> String {
+    pub(crate) fn what(&self, engine: Engine, mode: &str) -> String {
         let adapter = self.adapter.unwrap_or("no adapter");
         format!("{} {:?} {adapter} {engine:?} {mode}", self.name, self.dtype)
     }
@@ -50,7 +50,7 @@ impl Case {
         is_bf16(self.name) && self.dtype == DtypeChoice::Auto
     }
 
-    fn load(&self, engine: Engine, blocks: usize) -> ModelExecutor {
+    pub(crate) fn load(&self, engine: Engine, blocks: usize) -> ModelExecutor {
         engine.load_with(&folder(self.name), |options| {
             options.dtype = self.dtype;
             options.kv = ernie_worker::model::KvSize::Blocks(blocks);
@@ -59,7 +59,7 @@ impl Case {
         })
     }
 
-    fn settings(&self, generate: usize) -> Settings {
+    pub(crate) fn settings(&self, generate: usize) -> Settings {
         Settings { generate, trace: true, adapter: self.adapter.is_some(), ..Settings::default() }
     }
 
@@ -72,13 +72,13 @@ impl Case {
     }
 
     /// The prompt with the beginning of the reference's continuation, `length` tokens together.
-    fn fed(&self, length: usize) -> Sequence {
+    pub(crate) fn fed(&self, length: usize) -> Sequence {
         let ids = [self.reference.prompt().ids, self.greedy()].concat();
         Sequence { ids: ids[..length].to_vec(), positions: None }
     }
 
     /// The prompt with its positions spelt out, which keeps it out of the prefix cache.
-    fn spelt_out(&self) -> Sequence {
+    pub(crate) fn spelt_out(&self) -> Sequence {
         let prompt = self.reference.prompt();
         Sequence { positions: Some((0..prompt.ids.len() as u32).collect()), ..prompt }
     }

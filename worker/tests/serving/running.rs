@@ -11,8 +11,8 @@ use bytes::Bytes;
 use clap::Parser;
 use ernie_proto::{
     ernie::v1::{
-        ChatRequest, CompleteRequest, ContentPart, Delta, Done, GenerateResponse, Message, Role, SamplingParams,
-        Started, TokenIds, complete_request::Prompt, content_part::Part, generate_response::Event,
+        ChatRequest, CompleteRequest, ContentPart, Delta, Done, GenerateResponse, Logprobs, Message, Role,
+        SamplingParams, Started, TokenIds, complete_request::Prompt, content_part::Part, generate_response::Event,
         inference_client::InferenceClient,
     },
     failure::TerminationMessage,
@@ -196,6 +196,7 @@ pub fn endless() -> SamplingParams {
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     pub started: Started,
+    pub prompt: Vec<Logprobs>,
     pub deltas: Vec<Delta>,
     pub done: Done,
 }
@@ -224,6 +225,12 @@ async fn read_on(mut stream: Streaming<GenerateResponse>) -> Result<Answer, Stat
             Event::Started(started) => {
                 assert!(first, "started is the first message");
                 answer.started = started;
+            }
+            Event::PromptLogprobs(more) => {
+                assert!(!first && answer.deltas.is_empty(), "the prompt is told before deltas");
+                assert_eq!(more.first_index as usize, answer.prompt.len() + 1, "the prompt is told in order");
+                assert!((1..=64).contains(&more.logprobs.len()), "messages are bounded");
+                answer.prompt.extend(more.logprobs);
             }
             Event::Delta(delta) => {
                 assert!(!first, "started comes before deltas");

@@ -33,7 +33,7 @@ async fn each_of_several_choices_equals_its_own_request_of_the_same_seed() {
         let (mut choices, mut done) = (vec![String::new(); 3], Vec::new());
         while let Some(message) = within(stream.message()).await.expect("goes on") {
             match message.event.expect("an event") {
-                Event::Started(_) => {}
+                Event::Started(_) | Event::PromptLogprobs(_) => {}
                 Event::Delta(delta) => choices[delta.index as usize].push_str(&delta.text),
                 Event::Done(end) => done.push(end.index),
             }
@@ -117,4 +117,63 @@ async fn a_truncated_prompt_answers_as_its_last_tokens_alone() {
     let alone = ask(&worker, request).await;
     assert_eq!(truncated.started.prompt_tokens, 4);
     assert_eq!((truncated.text(), truncated.ids()), (alone.text(), alone.ids()));
+}
+
+/// The log-probabilities of the tokens of an answer, as a request with the prompt and the answer in one is told them.
+fn chosen(logprobs: &[ernie_proto::ernie::v1::Logprobs]) -> Vec<(u32, u32)> {
+    logprobs.iter().filter_map(|one| one.chosen.as_ref()).map(|one| (one.id, one.logprob.to_bits())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_logprobs_of_a_prompt_are_those_it_had_as_an_answer() {
+    let worker = Running::start(&[]).await;
+    let tokens = TokenizeRequest { input: Some(Input::Text(PROMPT.repeat(20))), ..Default::default() };
+    let mut client = worker.client().await;
+    let ids = within(client.tokenize(tokens)).await.expect("tokenized").into_inner().ids;
+    assert!(ids.len() > 65, "more than one message");
+    let sampling = SamplingParams { logprobs: Some(2), ignore_eos: true, ..greedy(40) };
+    let free = ask(&worker, complete_ids(&ids, sampling)).await;
+    let told: Vec<_> = free.deltas.iter().flat_map(|delta| delta.logprobs.clone()).collect();
+    let whole = [ids.clone(), free.ids()].concat();
+    let sampling = SamplingParams { prompt_logprobs: Some(2), n: Some(2), ..greedy(1) };
+    for small in [false, true] {
+        let worker = match small {
+            false => Running::start(&[]).await,
+            true => Running::start(&["--max-num-batched-tokens", "64"]).await,
+        };
+        for _ in 0..2 {
+            // Twice, so that the second finds the first's blocks in the cache.
+            let mut client = worker.client().await;
+            let request = complete_ids(&whole, sampling.clone());
+            let mut stream = within(client.complete(request)).await.expect("accepted").into_inner();
+            let (mut prompt, mut deltas) = (Vec::new(), 0);
+            while let Some(message) = within(stream.message()).await.expect("goes on") {
+                match message.event.expect("an event") {
+                    Event::PromptLogprobs(more) => {
+                        assert_eq!((more.first_index as usize, deltas), (prompt.len() + 1, 0));
+                        assert!(more.logprobs.len() <= 64);
+                        prompt.extend(more.logprobs);
+                    }
+                    Event::Delta(_) => deltas += 1,
+                    Event::Started(_) | Event::Done(_) => {}
+                }
+            }
+            assert_eq!((prompt.len(), deltas), (whole.len() - 1, 2), "the prompt is told once");
+            assert_eq!(chosen(&prompt[ids.len() - 1..]), chosen(&told));
+            assert_eq!(prompt[ids.len() - 1].top, told[0].top);
+            assert!(prompt.iter().all(|one| one.top.len() == 2));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_of_one_token_has_no_logprobs_and_echo_comes_after_those_of_a_longer_one() {
+    let worker = Running::start(&[]).await;
+    let sampling = SamplingParams { prompt_logprobs: Some(0), ..greedy(2) };
+    assert_eq!(ask(&worker, complete_ids(&[5], sampling.clone())).await.prompt, []);
+    let mut request = complete(PROMPT, sampling);
+    request.echo = true;
+    let answer = ask(&worker, request).await;
+    assert_eq!(answer.prompt.len() + 1, answer.started.prompt_tokens as usize);
+    assert!(answer.text().starts_with(PROMPT) && answer.prompt.iter().all(|one| one.top.is_empty()));
 }

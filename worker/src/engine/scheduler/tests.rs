@@ -23,6 +23,8 @@ fn prompt(first: u32, len: usize) -> NewSequence {
         scope: vec![],
         rank_micros: 0,
         tenant: "".into(),
+        reading: None,
+        generates: true,
     }
 }
 
@@ -362,6 +364,8 @@ struct Life {
     ready: u64,
     paused: bool,
     started: bool,
+    /// Rows that something is still to be read off.
+    unread: std::ops::Range<usize>,
 }
 
 impl Life {
@@ -429,6 +433,10 @@ impl World {
         let common = random.below(prompt_len + 1);
         let mut tokens: Vec<u32> = (beginning..).take(common).collect();
         tokens.extend((common..prompt_len).map(|_| 1_000_000 + random.below(1000) as u32));
+        // One in four has rows that are read; some of those generate nothing.
+        let first = if random.below(4) == 0 { random.below(prompt_len) } else { prompt_len };
+        let unread = first..prompt_len.saturating_sub(1).max(first);
+        let generates = unread.is_empty() || random.below(2) == 0;
         let tenant = random.below(3);
         let rank = (self.now * 1000) as i64 + random.below(3) as i64 * 2_000_000;
         let id = self.scheduler.add(NewSequence {
@@ -438,9 +446,12 @@ impl World {
             scope: vec![vec![tenant as u8]],
             rank_micros: rank,
             tenant: tenant.to_string().into(),
+            reading: (!unread.is_empty())
+                .then(|| RowReading { rows: unread.clone(), kind: RowReadingKind::Scores { top: 0 } }),
+            generates,
         });
         let (ready, paused, started) = (self.now, false, false);
-        let mut life = Life { tokens: vec![], digests: vec![], len, tenant, rank, ready, paused, started };
+        let mut life = Life { tokens: vec![], digests: vec![], len, tenant, rank, ready, paused, started, unread };
         tokens.into_iter().for_each(|token| life.push(token));
         self.lives.insert(id, life);
     }
@@ -495,8 +506,22 @@ impl World {
                 assert!(written.insert(block), "two sequences write to block {block} in one step");
             }
             self.cache.run(planned, life);
+            let read = planned.reading.as_ref().map(|reading| reading.rows());
+            let read = read.map_or(0..0, |rows| start + rows.start..start + rows.end);
+            assert_eq!(read.len(), part.reads);
+            let unread = &mut self.lives.get_mut(&part.id).unwrap().unread;
+            let due = unread.start.max(start)..unread.end.min(start + part.rows);
+            assert!(read == due || (read.is_empty() && due.is_empty()), "{read:?} were read instead of {due:?}");
+            assert!(read.is_empty() || read.start == unread.start, "rows are read once and in order");
+            unread.start += read.len();
+            assert!(!(part.samples || part.ends) || unread.start == unread.end);
         }
         self.scheduler.commit(&self.step);
+        for part in self.step.parts.iter().filter(|part| part.ends) {
+            self.scheduler.remove(part.id);
+            self.lives.remove(&part.id);
+            self.summary.finished += 1;
+        }
         for part in self.step.parts.iter().filter(|part| part.samples) {
             let life = self.lives.get_mut(&part.id).unwrap();
             let token = self.random.below(1000) as u32;

@@ -151,13 +151,15 @@ async fn cached_tokens_are_counted_and_never_exceed_the_prompt() {
 }
 
 #[tokio::test]
-async fn tenants_and_adapters_never_share_cached_prompts() {
+async fn tenants_salts_and_adapters_never_share_cached_prompts() {
     let fixture = start(config(), 100);
     let adapter = |digest| Some(Adapter { index: 0, digest: [digest; 32] });
     let tenant = |name: &str| Arc::<str>::from(name);
     let different = [
         request(0..100, 1),
         Request { tenant: tenant("other"), ..request(0..100, 1) },
+        Request { cache_salt: "other".into(), ..request(0..100, 1) },
+        Request { cache_salt: "other".into(), tenant: tenant("other"), ..request(0..100, 1) },
         Request { adapter: adapter(1), ..request(0..100, 1) },
         Request { adapter: adapter(2), ..request(0..100, 1) },
         Request { adapter: adapter(1), tenant: tenant("other"), ..request(0..100, 1) },

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::executor::{BLOCK_TOKENS, ExecuteError, Executor, Geometry, LogitRows, SequenceStep, StepOutput, StepPlan};
+use crate::executor::{
+    BLOCK_TOKENS, ExecuteError, Executor, Geometry, LogitRows, Reading, Readout, SequenceStep, StepOutput, StepPlan,
+};
+use crate::sampling::{Scratch, score};
 
 pub(super) const VOCAB: usize = 50;
 
@@ -130,7 +133,36 @@ impl Executor for HashExecutor {
             }
             logits.push(row);
         }
-        Ok(StepOutput { logits })
+        let readings = plan.sequences.iter().filter(|part| part.reading.is_some());
+        let mut readings: Vec<_> = readings.map(|part| self.read(part)).collect();
+        if let Some(Accident::NotANumber(_)) = accident
+            && let Some(Readout::Scores(scores)) = readings.first_mut()
+        {
+            scores[0].log_sum_exp = f32::NAN;
+        }
+        Ok(StepOutput { logits, readings })
+    }
+}
+
+impl HashExecutor {
+    /// Of a row that is read, the hidden state is what its logits are.
+    fn read(&mut self, part: &SequenceStep) -> Readout {
+        let reading = part.reading.as_ref().unwrap();
+        let mut rows = reading.rows().map(|place| {
+            let end = part.start as usize + place + 1;
+            row((0..end).map(|place| *self.cell(part, place)))
+        });
+        match reading {
+            Reading::Scores { targets, top, .. } => {
+                let score = |(row, &target): (Vec<f32>, _)| score(&row, target, *top as usize, &mut Scratch::default());
+                Readout::Scores(rows.by_ref().zip(targets).map(score).collect())
+            }
+            Reading::HiddenSum { onto, .. } => {
+                let onto = if onto.is_empty() { vec![0.0; VOCAB] } else { onto.clone() };
+                let add = |sum: Vec<f64>, row: Vec<f32>| sum.iter().zip(row).map(|(a, b)| a + f64::from(b)).collect();
+                Readout::HiddenSum(rows.fold(onto, add))
+            }
+        }
     }
 }
 

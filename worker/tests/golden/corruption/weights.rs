@@ -83,6 +83,7 @@ fn weights_that_are_not_numbers_show_in_the_logits() {
         blocks: vec![0],
         adapter: None,
         logits: LogitRows::Last,
+        reading: None,
     };
     let output = executor.execute(&StepPlan { sequences: vec![step] }).expect("computed");
     assert!(output.logits[0].iter().all(|logit| !logit.is_finite()));

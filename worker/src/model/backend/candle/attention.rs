@@ -164,6 +164,7 @@ mod tests {
             blocks: blocks.to_vec(),
             adapter: None,
             logits: LogitRows::Last,
+            reading: None,
         };
         let plan = StepPlan { sequences: vec![sequence(40, &[5, 2]), sequence(3, &[7])] };
         Batch::new(&plan, &Geometry { vocab: 64, blocks: 8, max_model_len: 64 }, 0).expect("fits")
