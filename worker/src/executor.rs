@@ -122,6 +122,8 @@ pub struct RowScore {
 pub struct Geometry {
     /// Columns of a logit row.
     pub vocab: usize,
+    /// Numbers of a hidden state.
+    pub hidden: usize,
     /// Blocks in the key-value cache, each of [`BLOCK_TOKENS`] tokens.
     pub blocks: usize,
     /// The longest sequence that the model allows, in tokens.

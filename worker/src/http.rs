@@ -201,7 +201,7 @@ mod tests {
 
     impl Executor for Hanging {
         fn geometry(&self) -> Geometry {
-            Geometry { vocab: 8, blocks: 4, max_model_len: 64 }
+            Geometry { vocab: 8, hidden: 8, blocks: 4, max_model_len: 64 }
         }
 
         fn execute(&mut self, _: &StepPlan) -> Result<StepOutput, ExecuteError> {

@@ -138,8 +138,12 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Pr
         BackendChoice::Cpu => load_cpu(checkpoint, options, &plan, &weights, &adapters)?,
         BackendChoice::Candle => load_candle(checkpoint, options, &plan, &weights, &adapters)?,
     };
-    let geometry =
-        Geometry { vocab: checkpoint.config.vocab_size, blocks: plan.kv_blocks, max_model_len: plan.max_model_len };
+    let geometry = Geometry {
+        vocab: checkpoint.config.vocab_size,
+        hidden: checkpoint.config.hidden_size,
+        blocks: plan.kv_blocks,
+        max_model_len: plan.max_model_len,
+    };
     let identity = format!(
         "{}-{}-{}-kv_{}-{level}",
         checkpoint.config.model_type(),

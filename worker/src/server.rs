@@ -2,8 +2,9 @@
 //!
 //! - [`connection`]: accepting, limits, ageing; [`calls`]: what every call passes through; `arrival`: what requests may
 //!   hold until the engine has them;
-//! - [`Inference`]: `ernie.v1`. `request`, `conversation` and `generation` check what comes in; `prompt` and `submission`
-//!   take it to the engine; `answer`, `choice` and `text` stream what comes back;
+//! - [`Inference`]: `ernie.v1`. `entry`, `request`, `conversation` and `generation` check what comes in; `prompt` and
+//!   `submission` take it to the engine, and `resume` takes an answer up where it was cut off; `answer`, `choice` and `text`
+//!   stream what comes back; `score` and `embed` have prompts read by way of `reading`;
 //! - [`lifecycle`]: the stage that probes, health and shutdown watch.
 
 pub mod calls;
@@ -16,11 +17,16 @@ mod answer;
 mod arrival;
 mod choice;
 mod conversation;
+mod embed;
+mod entry;
 mod generation;
 mod health;
 mod inference;
 mod prompt;
+mod reading;
 mod request;
+mod resume;
+mod score;
 mod served;
 mod submission;
 mod text;

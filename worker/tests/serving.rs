@@ -10,18 +10,26 @@ mod bench;
 mod cancel;
 #[path = "serving/drain.rs"]
 mod drain;
+#[path = "serving/embed.rs"]
+mod embed;
 #[path = "serving/limits.rs"]
 mod limits;
 #[path = "serving/observe.rs"]
 mod observe;
+#[path = "serving/order.rs"]
+mod order;
 #[path = "serving/process.rs"]
 mod process;
+#[path = "serving/resume.rs"]
+mod resume;
 #[path = "serving/running.rs"]
 mod running;
 #[path = "serving/sampling.rs"]
 mod sampling;
 #[path = "serving/soak.rs"]
 mod soak;
+#[path = "serving/score.rs"]
+mod score;
 #[path = "serving/start_up.rs"]
 mod start_up;
 #[path = "serving/streaming.rs"]

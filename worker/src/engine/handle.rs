@@ -49,6 +49,8 @@ pub struct Limits {
     pub context: usize,
     /// Token ids are smaller than this.
     pub vocab: usize,
+    /// Numbers of an embedding.
+    pub hidden: usize,
     /// Most sequences in one step.
     pub max_num_seqs: usize,
     /// Most requests in flight, running or waiting.
@@ -177,6 +179,18 @@ impl EngineHandle {
             Ok(()) => Ok(stream),
             Err(_) => Err(self.refuse_unless_serving().err().unwrap_or(Rejected::Draining)),
         }
+    }
+
+    /// Checks what a request asks for as [`submit`](Self::submit) does, whatever the load is. Gives the most output tokens
+    /// that it may have.
+    ///
+    /// # Errors
+    /// [`Rejected`] of the kind that never succeeds.
+    pub fn check(&self, request: &Request) -> Result<usize, Rejected> {
+        let Limits { context, vocab, .. } = self.shared.limits;
+        let limit = output_limit(request, context, vocab)?;
+        request.sampling.validate(vocab)?;
+        Ok(limit)
     }
 
     fn refuse_unless_serving(&self) -> Result<(), Rejected> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use tokio::sync::watch;
 
-use crate::executor::{BLOCK_TOKENS, Executor};
+use crate::executor::{BLOCK_TOKENS, Executor, Geometry};
 
 use super::admission::Admission;
 use super::config::{EngineConfig, InvalidConfig};
@@ -65,7 +65,8 @@ impl Engine {
             return Err(StartError::NoRoom { blocks: geometry.blocks, max_model_len });
         }
         let max_in_flight = config.max_num_seqs + config.max_queued_requests;
-        let limits = Limits { context, vocab: geometry.vocab, max_num_seqs: config.max_num_seqs, max_in_flight };
+        let Geometry { vocab, hidden, .. } = geometry;
+        let limits = Limits { context, vocab, hidden, max_num_seqs: config.max_num_seqs, max_in_flight };
 
         let (sender, commands) = mpsc::sync_channel(max_in_flight + SPARE_COMMANDS);
         let rung = Arc::new(AtomicBool::new(false));

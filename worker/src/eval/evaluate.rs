@@ -192,7 +192,7 @@ fn check(sequence: &Sequence, generate: usize, geometry: &Geometry) -> Result<()
 mod tests {
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry { vocab: 10, blocks: 2, max_model_len: 60 };
+    const GEOMETRY: Geometry = Geometry { vocab: 10, hidden: 4, blocks: 2, max_model_len: 60 };
 
     fn refusal(ids: &[u32], positions: Option<&[u32]>, generate: usize) -> String {
         let sequence = Sequence { ids: ids.to_vec(), positions: positions.map(<[u32]>::to_vec) };

@@ -131,6 +131,11 @@ fn check(sequence: &SequenceStep, geometry: &Geometry, adapters: usize) -> Resul
         {
             return Err(format!("token {target} is scored of a vocabulary of {}", geometry.vocab));
         }
+        if let Reading::HiddenSum { onto, .. } = reading
+            && ![0, geometry.hidden].contains(&onto.len())
+        {
+            return Err(format!("a sum of {} numbers for hidden states of {}", onto.len(), geometry.hidden));
+        }
     }
     match sequence.adapter {
         Some(adapter) if adapter as usize >= adapters => Err(format!("adapter {adapter} of {adapters}")),

@@ -19,12 +19,8 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
-use super::{choice::Choice, connection::LiveCall, text::AnswerText};
-use crate::{
-    chat::output::Opening,
-    engine::EventStream,
-    tokenizer::{TextStream, Tokenizer},
-};
+use super::{choice::Choice, connection::LiveCall, resume::Replayed};
+use crate::{engine::EventStream, tokenizer::Tokenizer};
 
 /// Messages that wait for the client.
 const MESSAGES: usize = 64;
@@ -33,28 +29,34 @@ const STALL: Duration = Duration::from_secs(30);
 
 /// An answer about to be streamed.
 pub(super) struct Answer {
-    /// The engine's events of each choice.
-    pub(super) choices: Vec<EventStream>,
     /// The first message.
     pub(super) started: v1::Started,
-    /// What its text looks like.
-    pub(super) text: AnswerForm,
-    /// For the text of tokens.
-    pub(super) tokenizer: Arc<Tokenizer>,
-}
-
-/// What the text of an answer looks like.
-pub(super) struct AnswerForm {
     /// Tokens of the prompt whose log-probabilities come before the text.
     pub(super) prompt_scores: u32,
     /// The prompt's text, to be repeated before the answer.
     pub(super) echo: String,
     /// Strings that end the text.
     pub(super) stops: Vec<String>,
-    /// Whether the string that ended it is its last word.
-    pub(super) include_stop: bool,
-    /// Where the answer begins, when it is to be taken apart into reasoning, text and tool calls.
-    pub(super) parts: Option<Opening>,
+    /// The choices, in order.
+    pub(super) choices: Vec<Begun>,
+    /// For the text of tokens.
+    pub(super) tokenizer: Arc<Tokenizer>,
+}
+
+/// A choice, fresh or gone on with.
+pub(super) struct Begun {
+    /// Its text, and what is to be said before further tokens.
+    pub(super) replayed: Replayed,
+    /// Where those come from.
+    pub(super) source: Source,
+}
+
+/// Where the tokens of a choice come from.
+pub(super) enum Source {
+    /// The engine's events.
+    Engine(EventStream),
+    /// There are no more.
+    Over(v1::Done),
 }
 
 /// The response body: messages, then a status unless the answer is complete.
@@ -83,15 +85,14 @@ impl Answer {
     }
 
     async fn run(self, sender: &mpsc::Sender<v1::GenerateResponse>) -> Result<(), Status> {
-        let Answer { choices, started, text, tokenizer } = self;
-        let AnswerForm { prompt_scores, echo, stops, include_stop, parts } = text;
-        let request_id = started.request_id.clone();
+        let Answer { started, prompt_scores, echo, stops, choices, tokenizer } = self;
         send(sender, Said::Started(started)).await?;
-        let choices = (0..).zip(choices).map(|(index, events)| {
-            let stream = if include_stop { TextStream::including_stop } else { TextStream::new };
-            let call_name = if index == 0 { request_id.clone() } else { format!("{request_id}-{index}") };
-            let text = AnswerText::new(stream(stops.clone()), parts, call_name);
-            Choice { index, events, text, stops: &stops, tokenizer: &tokenizer }
+        let choices = choices.into_iter().map(|Begun { replayed: Replayed { text, delta, .. }, source }| Choice {
+            said: delta,
+            source,
+            text,
+            stops: &stops,
+            tokenizer: &tokenizer,
         });
         let mut choices: Vec<_> = choices.collect();
         if let Some(first) = choices.first_mut() {

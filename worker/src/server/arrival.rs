@@ -109,6 +109,26 @@ impl Arrival {
     }
 }
 
+/// Runs slow work once its turn has come. What arrived is held until the work is done, even when nobody waits any more.
+pub(super) async fn off_the_async_threads<T: Send + 'static>(
+    budget: &TextBudget,
+    arrival: Option<Arrival>,
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let working = match arrival {
+        Some(arrival) => Some(arrival.work(budget).await?),
+        None => None,
+    };
+    let work = move || {
+        let result = work();
+        drop(working);
+        result
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")))
+}
+
 /// A request's body whose bytes are counted.
 #[derive(Debug)]
 pub(super) struct Received<B> {

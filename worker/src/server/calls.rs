@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -30,12 +33,27 @@ use crate::metrics::Metrics;
 
 /// Largest request message, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 1 << 20;
-/// How long a call may take to arrive and be answered with a first status or message.
+/// How long a call may take to arrive and be answered with a first status or message, or be taken by the engine.
 const ARRIVAL: Duration = Duration::from_secs(30);
 /// The service whose calls are bounded while they arrive.
 const INFERENCE: &str = "ernie.v1.Inference";
 /// Begins the message of tonic's status for bytes that are no protobuf message.
 const DECODE_FAILED: &str = "failed to decode Protobuf message";
+
+/// Told by a method that the engine has its request: from there on the request's own deadline counts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Taken(Arc<AtomicBool>);
+
+impl Taken {
+    /// Says so.
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
 
 /// The services of the port behind what they share. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -107,12 +125,19 @@ impl Calls {
         };
         let mut request = request.map(|body| Received::new(body, arrival.clone()));
         request.extensions_mut().insert(live.clone());
+        let taken = Taken::default();
+        request.extensions_mut().insert(taken.clone());
         if let Some(arrival) = arrival {
             // Goes along with the work on the request, which may outlive this call.
             request.extensions_mut().insert(arrival);
         }
         let answer = AssertUnwindSafe(async move { self.routes.call(request).await }).catch_unwind();
-        let response = match tokio::time::timeout(ARRIVAL, answer).await {
+        let mut answer = std::pin::pin!(answer);
+        let answered = match tokio::time::timeout(ARRIVAL, &mut answer).await {
+            Err(_elapsed) if taken.is_set() => Ok(answer.await),
+            answered => answered,
+        };
+        let response = match answered {
             Ok(Ok(Ok(response))) => response,
             Ok(Err(_panic)) => {
                 shared.metrics.grpc.panics.inc();

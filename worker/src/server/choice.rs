@@ -5,9 +5,14 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{answer::send, status, text::AnswerText};
+use super::{
+    answer::{Source, send},
+    resume::{self, Replayed},
+    status,
+    text::AnswerText,
+};
 use crate::{
-    engine::{Event, EventStream, FinishReason, Finished, PromptLogprob, Token},
+    engine::{Event, EventStream, FinishReason, Finished, PromptLogprob, Timings, Token, Usage},
     sampling::TokenLogprobs,
     tokenizer::Tokenizer,
 };
@@ -21,10 +26,10 @@ const ECHO_BYTES: usize = 64 << 10;
 
 /// A choice about to be streamed.
 pub(super) struct Choice<'a> {
-    /// Its index.
-    pub(super) index: u32,
-    /// What the engine says of it.
-    pub(super) events: EventStream,
+    /// What is to be said before further tokens; has its index.
+    pub(super) said: v1::Delta,
+    /// Where those come from.
+    pub(super) source: Source,
     /// What its tokens say.
     pub(super) text: AnswerText,
     /// The strings that end the text.
@@ -40,12 +45,13 @@ impl Choice<'_> {
         count: u32,
         sender: &mpsc::Sender<v1::GenerateResponse>,
     ) -> Result<(), Status> {
+        let Source::Engine(events) = &mut self.source else { return Ok(()) };
         let mut first_index = 1;
         while first_index <= count {
             let event = tokio::select! {
                 biased;
                 () = sender.closed() => return Err(Status::cancelled("the client went away")),
-                event = self.events.next() => event,
+                event = events.next() => event,
             };
             let scores = match event {
                 Some(Event::Started(_)) => continue,
@@ -68,37 +74,62 @@ impl Choice<'_> {
 
     /// Streams `echo`, then the choice, to its end.
     pub(super) async fn run(mut self, echo: &str, sender: &mpsc::Sender<v1::GenerateResponse>) -> Result<(), Status> {
-        let empty = v1::Delta { index: self.index, ..Default::default() };
+        let said = std::mem::take(&mut self.said);
+        let index = said.index;
+        let empty = v1::Delta { index, ..Default::default() };
         let mut rest = echo;
         while !rest.is_empty() {
             let (piece, later) = rest.split_at(rest.floor_char_boundary(ECHO_BYTES));
             send(sender, Said::Delta(v1::Delta { text: piece.to_owned(), ..empty.clone() })).await?;
             rest = later;
         }
+        if said != empty {
+            send(sender, Said::Delta(said)).await?;
+        }
+        let Self { source, text, stops, tokenizer, .. } = self;
+        let mut events = match source {
+            Source::Engine(events) => events,
+            Source::Over(done) => return send(sender, Said::Done(done)).await,
+        };
+        let mut reader = Reader { text, stops, tokenizer };
         loop {
             let event = tokio::select! {
                 biased;
                 () = sender.closed() => return Err(Status::cancelled("the client went away")),
-                event = self.events.next() => event,
+                event = events.next() => event,
             };
             let mut delta = empty.clone();
-            let end = self.take_what_is_there(event, &mut delta);
+            let end = reader.take_what_is_there(event, &mut events, &mut delta);
             if delta != empty {
                 send(sender, Said::Delta(delta)).await?;
             }
-            let (asks, matched) = (self.text.asks_for_tools(), v1::done::MatchedStop::Stop);
+            let (asks, matched) = (reader.text.asks_for_tools(), v1::done::MatchedStop::Stop);
             let done = match end {
                 None => continue,
-                Some(End::Stopped(stop)) => done(self.index, &self.events.stop(), asks, Some(matched(stop))),
-                Some(End::Finished(finished)) => done(self.index, &finished, asks, None),
+                Some(End::Stopped(stop)) => done(index, &events.stop(), asks, Some(matched(stop))),
+                Some(End::Finished(finished)) => done(index, &finished, asks, None),
                 Some(End::Failed(status)) => return Err(status),
             };
             return send(sender, Said::Done(done)).await;
         }
     }
+}
 
+/// Makes messages of tokens.
+struct Reader<'a> {
+    text: AnswerText,
+    stops: &'a [String],
+    tokenizer: &'a Tokenizer,
+}
+
+impl Reader<'_> {
     /// Adds an event, and those that are there already, to a message.
-    fn take_what_is_there(&mut self, event: Option<Event>, delta: &mut v1::Delta) -> Option<End> {
+    fn take_what_is_there(
+        &mut self,
+        event: Option<Event>,
+        events: &mut EventStream,
+        delta: &mut v1::Delta,
+    ) -> Option<End> {
         let mut next = event;
         loop {
             match next {
@@ -118,7 +149,7 @@ impl Choice<'_> {
             if delta.token_ids.len() >= TOKENS_PER_MESSAGE {
                 return None;
             }
-            next = self.events.next().now_or_never()?;
+            next = events.next().now_or_never()?;
         }
     }
 
@@ -145,6 +176,25 @@ fn logprobs_of(id: u32, logprobs: TokenLogprobs, tokenizer: &Tokenizer) -> v1::L
         chosen: Some(one(id, logprobs.chosen)),
         top: logprobs.top.into_iter().map(|(id, logprob)| one(id, logprob)).collect(),
     }
+}
+
+/// The end of a choice whose tokens, so many, had all arrived before.
+pub(super) fn over(
+    replayed: &Replayed,
+    end: resume::End,
+    prompt_tokens: u32,
+    emitted: usize,
+    stops: &[String],
+) -> v1::Done {
+    let (reason, stop) = match end {
+        resume::End::StopString(index) => (FinishReason::Stopped, stops.get(index).cloned()),
+        resume::End::Finished(reason) => (reason, None),
+    };
+    let completion_tokens = u32::try_from(emitted).unwrap_or(u32::MAX);
+    let usage = Usage { prompt_tokens, completion_tokens, cached_tokens: 0 };
+    let finished = Finished { reason, usage, timings: Timings::default() };
+    let matched = stop.map(v1::done::MatchedStop::Stop);
+    done(replayed.delta.index, &finished, replayed.text.asks_for_tools(), matched)
 }
 
 fn done(index: u32, finished: &Finished, asks_for_tools: bool, matched: Option<v1::done::MatchedStop>) -> v1::Done {

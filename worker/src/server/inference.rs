@@ -1,29 +1,28 @@
 //! `ernie.v1.Inference`.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::sync::{Arc, OnceLock};
 
 use ernie_proto::ernie::v1::{
-    self, ChatRequest, CompleteRequest, DetokenizeRequest, DetokenizeResponse, GetModelRequest, GetModelResponse,
-    TokenizeRequest, TokenizeResponse, complete_request::Prompt, inference_server, tokenize_request::Input,
+    self, ChatRequest, CompleteRequest, DetokenizeRequest, DetokenizeResponse, EmbedRequest, EmbedResponse,
+    GetModelRequest, GetModelResponse, ScoreRequest, ScoreResponse, TokenizeRequest, TokenizeResponse,
+    complete_request::Prompt, inference_server, tokenize_request::Input,
 };
 use tokio_util::task::TaskTracker;
-use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     answer::{Answer, AnswerStream},
-    arrival::{Arrival, TextBudget},
-    connection::LiveCall,
-    deadline,
+    arrival::off_the_async_threads,
+    embed::{Form, embed},
+    entry::{Call, Entry, Head},
     generation::{Allowed, generation},
     lifecycle::{Lifecycle, Stage},
     prompt::{Prepared, decode, encode, ending, render, said, tokens_of},
-    request,
+    request, resume,
+    score::score,
     served::Served,
     status::{self, invalid},
-    submission::{Caller, Make, Submitted, submit},
+    submission::{Make, Submitted, submit},
 };
 use crate::chat::{ChatTemplate, output::Opening};
 
@@ -102,51 +101,37 @@ impl Inference {
         }
     }
 
-    async fn generate(&self, call: Call) -> Result<Response<AnswerStream>, Status> {
-        let accepted = Instant::now();
-        let served = Arc::clone(self.served(&call.metadata)?);
-        let tenant = self.tenant(&call.metadata)?;
-        let time = deadline::of(&call.metadata)?;
-        let asked = served.find(&call.model)?;
-        let (adapter, model, numerics) = (asked.adapter, asked.name.to_owned(), asked.numerics.to_owned());
-        let request_id = request::request_id(call.request_id, draw)?;
+    fn enter(&self, metadata: &MetadataMap, head: Head) -> Result<Entry, Status> {
+        Entry::new(self.served(metadata)?, self.tenant(metadata)?, metadata, head, draw)
+    }
+
+    async fn generate(&self, call: Call, asked: Generate) -> Result<Response<AnswerStream>, Status> {
+        let Generate { head, sampling, resume, make } = asked;
+        let Entry { served, caller, model, numerics } = self.enter(&call.metadata, head)?;
         let limits = served.engine.limits();
         let allowed = Allowed { vocab: limits.vocab, max_num_seqs: limits.max_num_seqs };
-        let generation = generation(call.sampling, &served.defaults, allowed, draw)?;
-        let caller = Caller { request_id: request_id.clone(), tenant, deadline: accepted + time, adapter };
-        let (worker, make) = (Arc::clone(&served), call.make);
-        let work = move || submit(&worker, caller, make, generation);
-        let Submitted { choices, seed, prompt_tokens, text } =
-            off_the_async_threads(&served.text, call.arrival, work).await?;
-        let started = v1::Started { request_id, model, seed, prompt_tokens, numerics };
-        let answer = Answer { choices, started, text, tokenizer: Arc::clone(&served.tokenizer) };
+        let mut sampling = sampling.unwrap_or_default();
+        let resume = resume.map(|asked| resume::resume(asked, &mut sampling, &numerics, limits.vocab));
+        let resume = resume.transpose()?.unwrap_or_default();
+        let generation = generation(Some(sampling), &served.defaults, allowed, draw)?;
+        let resumed_tokens = u32::try_from(resume.emitted.len()).unwrap_or(u32::MAX);
+        let (worker, request_id) = (Arc::clone(&served), caller.request_id.clone());
+        let work = move || submit(&worker, &caller, make, generation, resume);
+        let submitted = off_the_async_threads(&served.text, call.arrival, work).await?;
+        let Submitted { choices, seed, prompt_tokens, prompt_scores, echo, stops } = submitted;
+        let started = v1::Started { request_id, model, seed, prompt_tokens, numerics, resumed_tokens };
+        let tokenizer = Arc::clone(&served.tokenizer);
+        let answer = Answer { started, prompt_scores, echo, stops, choices, tokenizer };
         Ok(Response::new(answer.start(&self.0.streams, call.live)))
     }
 }
 
 /// What Chat and Complete have in common.
-struct Call {
-    metadata: MetadataMap,
-    live: Option<LiveCall>,
-    arrival: Option<Arrival>,
-    model: String,
-    request_id: String,
+struct Generate {
+    head: Head,
     sampling: Option<v1::SamplingParams>,
+    resume: Option<v1::Resume>,
     make: Make,
-}
-
-impl Call {
-    fn new(
-        metadata: MetadataMap,
-        extensions: &Extensions,
-        model: String,
-        request_id: String,
-        sampling: Option<v1::SamplingParams>,
-        make: Make,
-    ) -> Self {
-        let (live, arrival) = (extensions.get().cloned(), extensions.get().cloned());
-        Self { metadata, live, arrival, model, request_id, sampling, make }
-    }
 }
 
 fn draw() -> u64 {
@@ -157,26 +142,6 @@ fn draw() -> u64 {
     })
 }
 
-/// Runs slow work once its turn has come. What arrived is held until the work is done, even when nobody waits any more.
-async fn off_the_async_threads<T: Send + 'static>(
-    budget: &TextBudget,
-    arrival: Option<Arrival>,
-    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
-    let working = match arrival {
-        Some(arrival) => Some(arrival.work(budget).await?),
-        None => None,
-    };
-    let work = move || {
-        let result = work();
-        drop(working);
-        result
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_panic| Err(Status::internal("the server failed on this request; its log says more")))
-}
-
 #[tonic::async_trait]
 impl inference_server::Inference for Inference {
     type ChatStream = AnswerStream;
@@ -184,8 +149,19 @@ impl inference_server::Inference for Inference {
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<AnswerStream>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let ChatRequest { model, messages, sampling, add_generation_prompt, request_id, tools, chat_template_kwargs } =
-            request;
+        let ChatRequest {
+            model,
+            messages,
+            sampling,
+            add_generation_prompt,
+            request_id,
+            tools,
+            chat_template_kwargs,
+            resume,
+            priority,
+            cache_salt,
+        } = request;
+        let head = Head { model, request_id, priority, cache_salt };
         let asked = v1::Conversation { messages, add_generation_prompt, tools, chat_template_kwargs };
         let make: Make = Box::new(move |served, last| {
             let said = asked.messages.last().map(said).unwrap_or_default();
@@ -194,12 +170,13 @@ impl inference_server::Inference for Inference {
             let parts = marked.then(|| Opening::of(&text, &said));
             Ok(Prepared { ids: encode(served, &text, last, "messages")?, echo: String::new(), parts })
         });
-        self.generate(Call::new(metadata, &extensions, model, request_id, sampling, make)).await
+        self.generate(Call::new(metadata, &extensions), Generate { head, sampling, resume, make }).await
     }
 
     async fn complete(&self, request: Request<CompleteRequest>) -> Result<Response<AnswerStream>, Status> {
         let (metadata, extensions, request) = request.into_parts();
-        let CompleteRequest { model, sampling, request_id, echo, prompt } = request;
+        let CompleteRequest { model, sampling, request_id, echo, prompt, resume, priority, cache_salt } = request;
+        let head = Head { model, request_id, priority, cache_salt };
         let make: Make = Box::new(move |served, last| match request::prompt(prompt)? {
             Prompt::Text(text) => {
                 let ids = encode(served, &text, last, "prompt.text")?;
@@ -217,7 +194,26 @@ impl inference_server::Inference for Inference {
                 Ok(Prepared { ids, echo, parts: None })
             }
         });
-        self.generate(Call::new(metadata, &extensions, model, request_id, sampling, make)).await
+        self.generate(Call::new(metadata, &extensions), Generate { head, sampling, resume, make }).await
+    }
+
+    async fn score(&self, request: Request<ScoreRequest>) -> Result<Response<ScoreResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = Call::new(metadata, &extensions);
+        // What arrived is given back when the work on it is done.
+        drop(extensions);
+        let ScoreRequest { model, prompt, continuations, request_id, priority, cache_salt } = request;
+        let entry = self.enter(&call.metadata, Head { model, request_id, priority, cache_salt })?;
+        score(entry, call, prompt, continuations).await.map(Response::new)
+    }
+
+    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
+        let (metadata, extensions, request) = request.into_parts();
+        let call = Call::new(metadata, &extensions);
+        drop(extensions);
+        let EmbedRequest { model, inputs, pooling, normalize, dimensions, request_id, priority, cache_salt } = request;
+        let entry = self.enter(&call.metadata, Head { model, request_id, priority, cache_salt })?;
+        embed(entry, call, inputs, Form { pooling, normalize, dimensions }).await.map(Response::new)
     }
 
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {

@@ -119,6 +119,8 @@ fn field_of(rejected: &Rejected) -> Option<&'static str> {
         Rejected::NoTokens | Rejected::MaxTokensTooLarge { .. } => "sampling.max_tokens",
         Rejected::MinTokensTooLarge { .. } => "sampling.min_tokens",
         Rejected::UnknownToken { field, .. } => field,
+        Rejected::NothingToResume { .. } => "resume.emitted_token_ids",
+        Rejected::Priority(_) => "priority",
         _ => return None,
     })
 }

@@ -5,13 +5,20 @@ use std::{sync::Arc, time::Instant};
 use tonic::Status;
 
 use super::{
-    answer::AnswerForm,
+    answer::{Begun, Source},
+    choice::over,
     generation::{Generation, banned_sequences},
     prompt::Prepared,
+    resume::{Ends, Resume, replay},
     served::Served,
     status,
+    text::AnswerText,
 };
-use crate::engine::{self, EventStream, PromptOutput};
+use crate::{
+    engine::{self, PromptOutput, Rejected},
+    sampling::SamplingParams,
+    tokenizer::TextStream,
+};
 
 /// Makes a prompt, of which only so many tokens at its end are wanted; slow, so it runs off the async threads.
 pub(super) type Make = Box<dyn FnOnce(&Served, Option<usize>) -> Result<Prepared, Status> + Send>;
@@ -22,66 +29,148 @@ pub(super) struct Caller {
     pub(super) request_id: String,
     /// Whose request it is.
     pub(super) tenant: Arc<str>,
+    /// Separates cached prompts of one tenant.
+    pub(super) cache_salt: Arc<str>,
+    /// Smaller is sooner.
+    pub(super) priority: i32,
     /// When the answer has become worthless.
     pub(super) deadline: Instant,
     /// The adapter that applies.
     pub(super) adapter: Option<engine::Adapter>,
 }
 
-/// A request that the engine has taken.
+/// What is asked of a prompt.
+pub(super) struct Ask {
+    pub(super) prompt: Vec<u32>,
+    pub(super) prompt_output: Option<PromptOutput>,
+    pub(super) emitted: Vec<u32>,
+    pub(super) choice: u32,
+    pub(super) sampling: SamplingParams,
+    pub(super) max_tokens: Option<u32>,
+    pub(super) min_tokens: u32,
+    pub(super) stop_token_ids: Vec<u32>,
+    pub(super) ignore_eos: bool,
+}
+
+impl Ask {
+    /// An answer that takes its time.
+    pub(super) fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            prompt_output: None,
+            emitted: Vec::new(),
+            choice: 0,
+            sampling: SamplingParams::default(),
+            max_tokens: None,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+        }
+    }
+}
+
+impl Caller {
+    /// The request for it.
+    pub(super) fn request(&self, served: &Served, ask: Ask) -> engine::Request {
+        engine::Request {
+            id: self.request_id.clone(),
+            prompt: ask.prompt,
+            position_ids: None,
+            emitted: ask.emitted,
+            sampling: ask.sampling,
+            choice: ask.choice,
+            prompt_output: ask.prompt_output,
+            max_tokens: ask.max_tokens,
+            min_tokens: ask.min_tokens,
+            stop_token_ids: ask.stop_token_ids,
+            eos_token_ids: Arc::clone(&served.eos_token_ids),
+            ignore_eos: ask.ignore_eos,
+            deadline: self.deadline,
+            priority: self.priority,
+            tenant: Arc::clone(&self.tenant),
+            cache_salt: Arc::clone(&self.cache_salt),
+            adapter: self.adapter,
+        }
+    }
+}
+
+/// A request that the engine has taken, unless it had ended before.
 pub(super) struct Submitted {
-    /// The engine's events of each choice.
-    pub(super) choices: Vec<EventStream>,
+    /// Its choices.
+    pub(super) choices: Vec<Begun>,
     /// The seed in use.
     pub(super) seed: u64,
     /// Tokens of the prompt.
     pub(super) prompt_tokens: u32,
-    /// What the text of the answer looks like.
-    pub(super) text: AnswerForm,
+    /// Of those, how many log-probabilities are told.
+    pub(super) prompt_scores: u32,
+    /// What stands before the text of each choice.
+    pub(super) echo: String,
+    /// Strings that end the text.
+    pub(super) stops: Vec<String>,
 }
 
-/// Makes the prompt, and hands every choice of a request to the engine.
+/// Makes the prompt, goes through what has arrived of a resumed answer, and hands every choice of a request to the engine.
 pub(super) fn submit(
     served: &Served,
-    caller: Caller,
+    caller: &Caller,
     make: Make,
     mut generation: Generation,
+    resume: Resume,
 ) -> Result<Submitted, Status> {
     generation.sampling.bad_words = banned_sequences(&generation.bad_words, &served.tokenizer)?;
-    let prepared = make(served, generation.truncate_prompt)?;
-    let Caller { request_id, tenant, deadline, adapter } = caller;
+    let Prepared { ids, mut echo, parts } = make(served, generation.truncate_prompt)?;
     let seed = generation.sampling.seed;
-    let prompt_tokens = u32::try_from(prepared.ids.len()).unwrap_or(u32::MAX);
-    let request = engine::Request {
-        id: request_id,
-        prompt: prepared.ids,
-        position_ids: None,
-        emitted: Vec::new(),
-        sampling: generation.sampling,
-        choice: 0,
-        prompt_output: generation.prompt_logprobs.map(|top| PromptOutput::Logprobs { first: 1, top }),
-        max_tokens: generation.max_tokens,
-        min_tokens: generation.min_tokens,
-        stop_token_ids: generation.stop_token_ids,
-        eos_token_ids: Arc::clone(&served.eos_token_ids),
-        ignore_eos: generation.ignore_eos,
-        deadline,
-        priority: 0,
-        tenant,
-        cache_salt: Arc::from(""),
-        adapter,
+    let prompt_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+    // A resumed answer's prompt was told before its first token.
+    let top = generation.prompt_logprobs.filter(|_| resume.emitted.is_empty());
+    let prompt_output = top.map(|top| PromptOutput::Logprobs { first: 1, top });
+    let request = caller.request(
+        served,
+        Ask {
+            sampling: generation.sampling,
+            max_tokens: generation.max_tokens,
+            min_tokens: generation.min_tokens,
+            stop_token_ids: generation.stop_token_ids,
+            ignore_eos: generation.ignore_eos,
+            ..Ask::new(ids)
+        },
+    );
+    let most = if resume.emitted.is_empty() { None } else { Some(room(served, &request, resume.emitted.len())?) };
+    let eos: &[u32] = if request.ignore_eos { &[] } else { &request.eos_token_ids };
+    let ends = Ends { eos, stop: &request.stop_token_ids };
+    let mut begin = |choice: u32| {
+        let stream = if generation.include_stop { TextStream::including_stop } else { TextStream::new };
+        let id = &caller.request_id;
+        let calls = if choice == 0 { id.clone() } else { format!("{id}-{choice}") };
+        let text = AnswerText::new(stream(generation.stops.clone()), parts, calls);
+        let resume = Resume { choice, ..resume.clone() };
+        let mut replayed = replay(&resume, text, ends, &served.tokenizer, &mut echo)?;
+        if most == Some(resume.emitted.len()) {
+            replayed.end_by_length();
+        }
+        if let Some(end) = replayed.end {
+            let done = over(&replayed, end, prompt_tokens, resume.emitted.len(), &generation.stops);
+            return Ok(Begun { replayed, source: Source::Over(done) });
+        }
+        // The prompt is told once.
+        let prompt_output = prompt_output.filter(|_| choice == 0 || generation.choices == 1);
+        let request = engine::Request { choice, prompt_output, emitted: resume.emitted, ..request.clone() };
+        let events = served.engine.submit(request).map_err(|rejected| status::rejected(&rejected))?;
+        Ok(Begun { replayed, source: Source::Engine(events) })
     };
     // Dropping the streams of those that were taken withdraws them.
-    let choices: Result<Vec<_>, _> = (0..generation.choices)
-        .map(|choice| {
-            // The prompt is told once.
-            let prompt_output = request.prompt_output.filter(|_| choice == 0);
-            served.engine.submit(engine::Request { choice, prompt_output, ..request.clone() })
-        })
-        .collect();
-    let choices = choices.map_err(|rejected| status::rejected(&rejected))?;
-    let (stops, include_stop) = (generation.stops, generation.include_stop);
-    let prompt_scores = if generation.prompt_logprobs.is_some() { prompt_tokens.saturating_sub(1) } else { 0 };
-    let text = AnswerForm { prompt_scores, echo: prepared.echo, stops, include_stop, parts: prepared.parts };
-    Ok(Submitted { choices, seed, prompt_tokens, text })
+    let choices: Result<_, Status> = (resume.choice..resume.choice + generation.choices).map(&mut begin).collect();
+    let choices = choices?;
+    let prompt_scores = if prompt_output.is_some() { prompt_tokens.saturating_sub(1) } else { 0 };
+    Ok(Submitted { choices, seed, prompt_tokens, prompt_scores, echo, stops: generation.stops })
+}
+
+/// The most output tokens of a request of which so many have arrived.
+fn room(served: &Served, request: &engine::Request, emitted: usize) -> Result<usize, Status> {
+    let most = served.engine.check(request).map_err(|rejected| status::rejected(&rejected))?;
+    if emitted > most {
+        return Err(status::rejected(&Rejected::NothingToResume { emitted, max_tokens: most }));
+    }
+    Ok(most)
 }

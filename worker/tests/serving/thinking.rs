@@ -36,7 +36,7 @@ const TEMPLATE: &str = "{% for t in tools or [] %}{{ t.function | tojson }}{% en
 const HIDDEN: usize = 64;
 const END_OF_SEQUENCE: usize = 2;
 
-fn model() -> TempDir {
+pub(super) fn model() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("written");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizer/tokenizer.json");
@@ -101,7 +101,7 @@ fn write_weights(path: &Path, newline: usize, first: usize, vocab: usize) {
     safetensors::serialize_to_file(views, None, path).expect("written");
 }
 
-async fn start(folder: &TempDir) -> Running {
+pub(super) async fn start(folder: &TempDir) -> Running {
     let worker = Worker::bind(args(folder.path(), &[]), ConnectionLimits::default()).await.expect("binds");
     let running = Running::run(worker);
     within(running.lifecycle.reached(Stage::Serving)).await;
@@ -116,7 +116,7 @@ fn calls(answer: &Answer) -> Vec<ToolCall> {
     answer.deltas.iter().flat_map(|delta| delta.tool_calls.clone()).collect()
 }
 
-fn weather() -> Tool {
+pub(super) fn weather() -> Tool {
     let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}}).to_string();
     Tool { name: "weather".into(), description: "The weather of a city.".into(), parameters }
 }

@@ -87,7 +87,7 @@ pub(super) struct HashExecutor {
 
 impl HashExecutor {
     pub(super) fn new(blocks: usize, max_model_len: usize, controls: Arc<Controls>) -> Self {
-        let geometry = Geometry { vocab: VOCAB, blocks, max_model_len };
+        let geometry = Geometry { vocab: VOCAB, hidden: VOCAB, blocks, max_model_len };
         Self { geometry, controls, cache: vec![[0; BLOCK_TOKENS]; blocks] }
     }
 

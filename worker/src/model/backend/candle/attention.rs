@@ -167,7 +167,7 @@ mod tests {
             reading: None,
         };
         let plan = StepPlan { sequences: vec![sequence(40, &[5, 2]), sequence(3, &[7])] };
-        Batch::new(&plan, &Geometry { vocab: 64, blocks: 8, max_model_len: 64 }, 0).expect("fits")
+        Batch::new(&plan, &Geometry { vocab: 64, hidden: 8, blocks: 8, max_model_len: 64 }, 0).expect("fits")
     }
 
     /// Different numbers for every place.
