@@ -31,6 +31,7 @@ pub mod scheduler;
 mod sequence;
 mod start;
 mod step;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod turn;

@@ -14,6 +14,8 @@ mod drain;
 mod embed;
 #[path = "serving/limits.rs"]
 mod limits;
+#[path = "serving/numbers.rs"]
+mod numbers;
 #[path = "serving/observe.rs"]
 mod observe;
 #[path = "serving/order.rs"]

@@ -14,8 +14,9 @@ use super::admission::Permit;
 use super::handle::{Reader, Submission};
 use super::observer::{Outcome, RequestReport};
 use super::prompt_output::PromptLogprob;
-use super::request::{Event, Failure, FailureKind, FinishReason, Finished, Started, Tally, Token};
+use super::request::{Event, Failure, FailureKind, FinishReason, Finished, Started, Token};
 use super::scheduler::{NewSequence, RowReading, RowReadingKind};
+use super::tally::Tally;
 
 /// One accepted request that has not ended.
 pub(super) struct Client {

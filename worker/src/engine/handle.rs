@@ -14,8 +14,9 @@ use super::admission::{Admission, Full, Permit};
 use super::load::Load;
 use super::observer::Observer;
 use super::request::{
-    Event, Failure, FailureKind, FinishReason, Finished, Rejected, Request, Tally, Timings, Usage, output_limit,
+    Event, Failure, FailureKind, FinishReason, Finished, Rejected, Request, Timings, Usage, output_limit,
 };
+use super::tally::Tally;
 use crate::sampling::Sampler;
 
 /// Whether the engine serves.

@@ -8,19 +8,24 @@ use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::executor::{Executor, Reading, Readout, StepOutput};
+use crate::executor::Executor;
 use crate::sampling::Scratch;
 
 use super::blocks::Blocks;
-use super::client::{Client, Delivery, End, Fate};
+use super::client::{Client, End, Fate};
 use super::config::EngineConfig;
 use super::cost::CostModel;
 use super::figures::Figures;
 use super::handle::{Command, Drained, Health};
 use super::observer::Outcome;
-use super::request::{Failure, FailureKind, FinishReason};
-use super::scheduler::{Bounds, Pace, Part, Scheduler, SequenceId, Step};
+use super::request::{Failure, FailureKind};
+use super::scheduler::{Bounds, Pace, Scheduler, SequenceId, Step};
 use super::warm_up;
+
+mod deliver;
+mod forward;
+
+use forward::{Fault, forward};
 
 /// What connects the engine thread to the outside.
 pub(super) struct Outside {
@@ -51,14 +56,6 @@ struct Draining {
     deadline: Instant,
     done: Vec<oneshot::Sender<Drained>>,
     drained: Drained,
-}
-
-/// Why a step gave nothing.
-enum Fault {
-    /// It failed; the next may not.
-    Step(String),
-    /// The executor panicked; nothing is known of its state.
-    Panic(String),
 }
 
 impl Turns {
@@ -135,79 +132,6 @@ impl Turns {
         self.figures.stepped(&step, begun, forward, &self.scheduler, self.cost.cost());
         self.step = step;
         Ok(())
-    }
-
-    /// Chooses a token for each sequence that is due one, and sends it.
-    fn deliver(&mut self, step: &Step, output: StepOutput) {
-        let StepOutput { logits, readings } = output;
-        let mut readings = readings.into_iter();
-        for ((part, ran), mut logits) in step.parts.iter().zip(&step.plan.sequences).zip(logits) {
-            if let Some(reading) = &ran.reading
-                && let Some(readout) = readings.next()
-            {
-                self.deliver_reading(part, reading, readout);
-            }
-            if part.ends {
-                self.end_without_answer(part.id);
-            }
-            if !part.samples {
-                continue;
-            }
-            let Some(client) = self.clients.get_mut(part.id.0).and_then(Option::as_mut) else { continue };
-            let chosen = match client.sample(&mut logits, &mut self.scratch) {
-                Ok(chosen) => chosen,
-                Err(error) => {
-                    tracing::error!(request = client.id(), "{error}");
-                    self.end(part.id, internal(error.to_string()));
-                    continue;
-                }
-            };
-            let token = chosen.id;
-            let (delivery, latency) = client.deliver(chosen, Instant::now());
-            self.figures.token(latency);
-            match delivery {
-                Delivery::GoesOn => self.scheduler.append(part.id, token),
-                Delivery::ReaderBehind => {
-                    self.scheduler.append(part.id, token);
-                    self.scheduler.pause(part.id);
-                }
-                Delivery::Complete(reason) => self.end(part.id, End::Finished(reason)),
-            }
-        }
-    }
-
-    /// Sends what a step read off a prompt.
-    fn deliver_reading(&mut self, part: &Part, reading: &Reading, readout: Readout) {
-        let Some(client) = self.clients.get_mut(part.id.0).and_then(Option::as_mut) else { return };
-        let finite = match &readout {
-            Readout::Scores(scores) => scores.iter().all(|score| score.log_sum_exp.is_finite()),
-            Readout::HiddenSum(sum) => sum.iter().all(|number| number.is_finite()),
-        };
-        if !finite {
-            tracing::error!(request = client.id(), "the model computed something that is not finite");
-            return self.end(part.id, internal("the model computed something that is not finite".to_owned()));
-        }
-        match (reading, readout) {
-            (Reading::Scores { targets, .. }, Readout::Scores(scores)) => {
-                let room = client.deliver_scores(targets, scores, Instant::now());
-                if !room {
-                    self.scheduler.pause(part.id);
-                }
-            }
-            (Reading::HiddenSum { .. }, Readout::HiddenSum(sum)) if self.scheduler.rows_unread(part.id) > 0 => {
-                self.scheduler.keep_sum(part.id, sum);
-            }
-            (Reading::HiddenSum { .. }, Readout::HiddenSum(sum)) => client.deliver_sum(&sum),
-            // `forward` has seen that they fit.
-            _ => {}
-        }
-    }
-
-    fn end_without_answer(&mut self, id: SequenceId) {
-        if let Some(client) = self.clients.get_mut(id.0).and_then(Option::as_mut) {
-            client.note_prompt_read(Instant::now());
-        }
-        self.end(id, End::Finished(FinishReason::NoAnswer));
     }
 
     /// Takes commands, and waits for one when there is nothing to run. `false`: no command will ever come.
@@ -378,38 +302,9 @@ impl Turns {
         let (executor, cost) = (&mut *self.executor, &mut self.cost);
         match catch_unwind(AssertUnwindSafe(|| warm_up::measure(executor, bounds, warm_up, cost))) {
             Ok(result) => result.map_err(|error| format!("the first steps failed: {error}")),
-            Err(panic) => Err(format!("the first steps panicked: {}", panic_message(&*panic))),
+            Err(panic) => Err(format!("the first steps panicked: {}", forward::panic_message(&*panic))),
         }
     }
-}
-
-/// Runs a step, and checks that what came back fits it.
-fn forward(executor: &mut dyn Executor, step: &Step) -> Result<StepOutput, Fault> {
-    let vocab = executor.geometry().vocab;
-    let output = catch_unwind(AssertUnwindSafe(|| executor.execute(&step.plan)))
-        .map_err(|panic| Fault::Panic(format!("the executor panicked: {}", panic_message(&*panic))))?
-        .map_err(|error| Fault::Step(error.to_string()))?;
-    let fits = output.logits.len() == step.parts.len()
-        && output.logits.iter().zip(&step.parts).all(|(row, part)| row.len() == usize::from(part.samples) * vocab);
-    if !fits {
-        return Err(Fault::Step("the executor returned logits of another shape".to_owned()));
-    }
-    let asked = step.plan.sequences.iter().filter_map(|sequence| sequence.reading.as_ref());
-    let answers = |(asked, read): (&Reading, &Readout)| match (asked, read) {
-        (Reading::Scores { targets, .. }, Readout::Scores(scores)) => targets.len() == scores.len(),
-        (Reading::HiddenSum { onto, .. }, Readout::HiddenSum(sum)) => onto.is_empty() || onto.len() == sum.len(),
-        _ => false,
-    };
-    if asked.clone().count() == output.readings.len() && asked.zip(&output.readings).all(answers) {
-        Ok(output)
-    } else {
-        Err(Fault::Step("the executor read something else than was asked for".to_owned()))
-    }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 fn internal(message: String) -> End {

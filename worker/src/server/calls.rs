@@ -69,6 +69,8 @@ struct Shared {
     methods: BTreeMap<String, Method>,
     /// Calls that are being received or are about to be admitted.
     arrivals: Arrivals,
+    /// How long they may take to arrive.
+    patience: Duration,
 }
 
 /// A method's labels in metrics.
@@ -102,7 +104,7 @@ impl Calls {
             method.count_started(&metrics);
             method.count_handled(&metrics, Code::Ok);
         }
-        let shared = Shared { metrics, methods, arrivals: Arrivals::new(arriving, ARRIVING_BYTES) };
+        let shared = Shared { metrics, methods, arrivals: Arrivals::new(arriving, ARRIVING_BYTES), patience: ARRIVAL };
         Self { routes: routes.prepare(), shared: Arc::new(shared) }
     }
 
@@ -117,11 +119,12 @@ impl Calls {
         let method = shared.methods.get(request.uri().path()).cloned().unwrap_or_else(unknown);
         method.count_started(&shared.metrics).inc();
         let bounded = method.service == INFERENCE;
-        let counted = Counter { method, shared: Arc::clone(&shared) };
+        // From here on: a client may leave before there is an answer.
+        let counted = Counted::new(Counter { method, shared: Arc::clone(&shared) });
 
         let arrival = match bounded.then(|| shared.arrivals.admit()).transpose() {
             Ok(arrival) => arrival,
-            Err(status) => return Ok(counted.wrap(status.into_http())),
+            Err(status) => return Ok(counted.with(status.into_http())),
         };
         let mut request = request.map(|body| Received::new(body, arrival.clone()));
         request.extensions_mut().insert(live.clone());
@@ -133,7 +136,7 @@ impl Calls {
         }
         let answer = AssertUnwindSafe(async move { self.routes.call(request).await }).catch_unwind();
         let mut answer = std::pin::pin!(answer);
-        let answered = match tokio::time::timeout(ARRIVAL, &mut answer).await {
+        let answered = match tokio::time::timeout(shared.patience, &mut answer).await {
             Err(_elapsed) if taken.is_set() => Ok(answer.await),
             answered => answered,
         };
@@ -144,11 +147,11 @@ impl Calls {
                 Status::internal("the server failed on this request; its log says more").into_http()
             }
             Err(_elapsed) => {
-                let sentence = format!("the request did not arrive within {} s", ARRIVAL.as_secs());
+                let sentence = format!("the request did not arrive within {:?}", shared.patience);
                 Status::deadline_exceeded(sentence).into_http()
             }
         };
-        Ok(counted.wrap(in_our_words(response, bounded)))
+        Ok(counted.with(in_our_words(response, bounded)))
     }
 }
 
@@ -203,20 +206,8 @@ struct Counter {
     shared: Arc<Shared>,
 }
 
-impl Counter {
-    fn wrap(self, response: Response<Body>) -> Response<Counted> {
-        let early = code(response.headers());
-        response.map(|inner| {
-            let mut body = Counted { inner, counter: Some(self) };
-            if let Some(code) = early {
-                body.count(code);
-            }
-            body
-        })
-    }
-}
-
-/// A response body that counts the status in its trailers; one that is dropped before was cancelled by the client.
+/// A response body that counts the status in its trailers; one that is dropped before, or never came to be, was cancelled
+/// by the client.
 #[derive(Debug)]
 pub struct Counted {
     inner: Body,
@@ -224,6 +215,21 @@ pub struct Counted {
 }
 
 impl Counted {
+    fn new(counter: Counter) -> Self {
+        Self { inner: Body::empty(), counter: Some(counter) }
+    }
+
+    /// The response, whose end is counted.
+    fn with(mut self, response: Response<Body>) -> Response<Self> {
+        if let Some(code) = code(response.headers()) {
+            self.count(code);
+        }
+        response.map(|inner| {
+            self.inner = inner;
+            self
+        })
+    }
+
     fn count(&mut self, code: Code) {
         if let Some(Counter { method, shared }) = self.counter.take() {
             method.count_handled(&shared.metrics, code).inc();
@@ -343,6 +349,37 @@ mod tests {
         assert!(found.metadata().contains_key(status::PUSHBACK));
         let other = status(&calls, "/grpc.health.v1.Health/Check").await;
         assert_ne!(other.code(), Code::ResourceExhausted, "only inference is bounded");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_before_there_is_an_answer_is_counted() {
+        let (calls, metrics) = calls(Router::new().route(PATH, post(std::future::pending::<&str>)), 8);
+        let request = Request::post(PATH).body(Empty::<Bytes>::new()).expect("a request");
+        let mut call = Box::pin(calls.call(request, LiveCall::default()));
+        assert!(call.as_mut().now_or_never().is_none());
+        assert_eq!(handled(&metrics, "Canceled"), 0);
+        drop(call);
+        assert_eq!(handled(&metrics, "Canceled"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_the_engine_has_may_take_its_time_and_another_may_not() {
+        const PATIENCE: Duration = Duration::from_millis(50);
+        async fn takes(request: Request<axum::body::Body>) -> &'static str {
+            request.extensions().get::<Taken>().expect("every request can be taken").set();
+            tokio::time::sleep(4 * PATIENCE).await;
+            "at last"
+        }
+        let score = "/ernie.v1.Inference/Score";
+        let routes = Router::new().route(PATH, post(std::future::pending::<&str>)).route(score, post(takes));
+        let (mut calls, metrics) = calls(routes, 8);
+        Arc::get_mut(&mut calls.shared).expect("nobody else has it").patience = PATIENCE;
+        let late = status(&calls, PATH).await;
+        assert_eq!((late.code(), late.message()), (Code::DeadlineExceeded, "the request did not arrive within 50ms"));
+        assert_eq!(handled(&metrics, "DeadlineExceeded"), 1);
+        let request = Request::post(score).body(Empty::<Bytes>::new()).expect("a request");
+        let response = calls.clone().call(request, LiveCall::default()).await.expect("infallible");
+        assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), "at last");
     }
 
     #[tokio::test]

@@ -116,8 +116,8 @@ pub(super) fn resume(
     Ok(Resume { emitted, choice, delivered })
 }
 
-/// Takes `text`, which has seen no token, through the tokens that have arrived. What has arrived of the answer's fields is
-/// left out, first of all of `echo`, which stands before its text.
+/// Takes `text`, which has seen no token, through the tokens that have arrived, of which there may be `most`. What has
+/// arrived of the answer's fields is left out, first of all of `echo`, which stands before its text.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` when more has arrived than those tokens say, or they go on after an end.
@@ -125,6 +125,7 @@ pub(super) fn replay(
     resume: &Resume,
     mut text: AnswerText,
     ends: Ends<'_>,
+    most: usize,
     tokenizer: &Tokenizer,
     echo: &mut String,
 ) -> Result<Replayed, Status> {
@@ -144,6 +145,9 @@ pub(super) fn replay(
             None => None,
         };
     }
+    if end.is_none() && resume.emitted.len() >= most {
+        end = Some(End::Finished(FinishReason::Length));
+    }
     if let Some(End::Finished(_)) = end {
         text.finish(&mut delta);
     }
@@ -153,14 +157,6 @@ pub(super) fn replay(
 }
 
 impl Replayed {
-    /// The tokens are as many as the answer may have.
-    pub(super) fn end_by_length(&mut self) {
-        if self.end.is_none() {
-            self.text.finish(&mut self.delta);
-            self.end = Some(End::Finished(FinishReason::Length));
-        }
-    }
-
     fn leave_out(&mut self, delivered: Delivered, echo: &mut String) -> Result<(), Status> {
         let v1::Delta { text, reasoning_content, tool_calls, .. } = &mut self.delta;
         let echoed = u64::try_from(echo.len()).unwrap_or(u64::MAX).min(delivered.text);

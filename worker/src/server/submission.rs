@@ -136,7 +136,11 @@ pub(super) fn submit(
             ..Ask::new(ids)
         },
     );
-    let most = if resume.emitted.is_empty() { None } else { Some(room(served, &request, resume.emitted.len())?) };
+    let most = match resume.emitted.len() {
+        // The engine sees to that.
+        0 => usize::MAX,
+        emitted => room(served, &request, emitted)?,
+    };
     let eos: &[u32] = if request.ignore_eos { &[] } else { &request.eos_token_ids };
     let ends = Ends { eos, stop: &request.stop_token_ids };
     let mut begin = |choice: u32| {
@@ -145,10 +149,7 @@ pub(super) fn submit(
         let calls = if choice == 0 { id.clone() } else { format!("{id}-{choice}") };
         let text = AnswerText::new(stream(generation.stops.clone()), parts, calls);
         let resume = Resume { choice, ..resume.clone() };
-        let mut replayed = replay(&resume, text, ends, &served.tokenizer, &mut echo)?;
-        if most == Some(resume.emitted.len()) {
-            replayed.end_by_length();
-        }
+        let replayed = replay(&resume, text, ends, most, &served.tokenizer, &mut echo)?;
         if let Some(end) = replayed.end {
             let done = over(&replayed, end, prompt_tokens, resume.emitted.len(), &generation.stops);
             return Ok(Begun { replayed, source: Source::Over(done) });
