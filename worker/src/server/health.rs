@@ -8,8 +8,9 @@ use tonic_health::{
 
 use super::lifecycle::{Lifecycle, Stage};
 
-/// The names that have a status: the whole server, and the service that serves.
-const NAMES: [&str; 2] = ["", "ernie.v1.Inference"];
+/// The names that have a status: the service that serves, and the whole server, which is told last: whoever sees it serve
+/// finds the service serving.
+const NAMES: [&str; 2] = ["ernie.v1.Inference", ""];
 /// Largest request message, in bytes.
 const MAX_REQUEST_BYTES: usize = 4 << 10;
 
