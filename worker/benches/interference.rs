@@ -58,6 +58,7 @@ fn request(chance: &mut Chance, vocab: usize, prompt: usize, max_tokens: u32) ->
         emitted: Vec::new(),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         choice: 0,
+        prompt_output: None,
         max_tokens: Some(max_tokens),
         min_tokens: 0,
         stop_token_ids: Vec::new(),
@@ -66,6 +67,7 @@ fn request(chance: &mut Chance, vocab: usize, prompt: usize, max_tokens: u32) ->
         deadline: Instant::now() + Duration::from_secs(3600),
         priority: 0,
         tenant: "".into(),
+        cache_salt: "".into(),
         adapter: None,
     }
 }

@@ -28,10 +28,10 @@ mod resume;
 mod running;
 #[path = "serving/sampling.rs"]
 mod sampling;
-#[path = "serving/soak.rs"]
-mod soak;
 #[path = "serving/score.rs"]
 mod score;
+#[path = "serving/soak.rs"]
+mod soak;
 #[path = "serving/start_up.rs"]
 mod start_up;
 #[path = "serving/streaming.rs"]

@@ -165,7 +165,7 @@ impl Session<'_> {
             match event {
                 Event::Token(token) => answer.tokens.push(seconds(token.at)),
                 Event::Failed(failure) => return Err(failure.to_string()),
-                Event::Started(_) | Event::Finished(_) => {}
+                Event::Started(_) | Event::PromptLogprobs(_) | Event::Embedding(_) | Event::Finished(_) => {}
             }
         }
         let cached = stream.usage().cached_tokens as usize;
@@ -184,6 +184,7 @@ impl Session<'_> {
             // As servers sample by default, not the cheaper greedy way.
             sampling: SamplingParams { seed: self.args.seed, ..SamplingParams::default() },
             choice: 0,
+            prompt_output: None,
             max_tokens: u32::try_from(generate).ok(),
             min_tokens: 0,
             stop_token_ids: Vec::new(),
@@ -192,6 +193,7 @@ impl Session<'_> {
             deadline: Instant::now() + DEADLINE,
             priority: 0,
             tenant: "".into(),
+            cache_salt: "".into(),
             adapter: None,
         }
     }

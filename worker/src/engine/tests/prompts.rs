@@ -79,8 +79,8 @@ fn mixture() -> Vec<Request> {
     let request = |index: u32| {
         let len = [300, 33, 100, 180, 75, 64, 2, 1][index as usize % 8];
         let prompt_output = outputs[index as usize % outputs.len()];
-        let max_tokens = if prompt_output.is_some() && index % 3 != 0 { 0 } else { 120 };
-        let adapter = (index % 5 == 0).then_some(Adapter { index: 1, digest: [1; 32] });
+        let max_tokens = if prompt_output.is_some() && !index.is_multiple_of(3) { 0 } else { 120 };
+        let adapter = index.is_multiple_of(5).then_some(Adapter { index: 1, digest: [1; 32] });
         Request { id: index.to_string(), prompt_output, adapter, ..request((0..len).chain([index; 3]), max_tokens) }
     };
     (0..24).map(request).collect()
