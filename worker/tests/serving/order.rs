@@ -1,34 +1,36 @@
 //! Who is served first, and who shares cached prompts.
 
-use ernie_proto::ernie::v1::{ChatRequest, CompleteRequest, generate_response::Event};
+use ernie_proto::ernie::v1::{ChatRequest, CompleteRequest, SamplingParams, generate_response::Event};
 use tonic::Code;
 
-use super::running::{Running, chat, complete, greedy, read, within};
+use super::running::{Running, chat, complete, complete_ids, greedy, read, within};
 
 const LONG: &str = "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in \
                     want of a wife. However little known the feelings or views of such a man may be.";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_smaller_priority_is_served_sooner() {
-    let worker = Running::start(&["--max-num-seqs", "1"]).await;
+    let worker = Running::start(&["--max-num-seqs", "1", "--max-num-batched-tokens", "1"]).await;
     let client = worker.client().await;
-    // Holds the only place until the others wait.
-    let first = complete("It was", super::running::endless());
-    let first = within(client.clone().complete(first)).await.expect("accepted").into_inner();
+    // Holds the only place until the others wait: a prompt that is read token by token.
+    let first = within(client.clone().complete(complete_ids(&[5; 2000], greedy(1)))).await;
+    let first = first.expect("accepted").into_inner();
+    worker.figure_becomes("vllm:num_requests_running{", 1.0).await;
     let (sender, mut order) = tokio::sync::mpsc::unbounded_channel();
     for (waiting, priority) in [(1.0, 100), (2.0, 3), (3.0, -100), (4.0, -7)] {
         let (mut client, sender) = (client.clone(), sender.clone());
         tokio::spawn(async move {
-            let request = CompleteRequest { priority, ..complete("Emma", greedy(2)) };
+            let sampling = SamplingParams { ignore_eos: true, ..greedy(200) };
+            let request = CompleteRequest { priority, ..complete("Emma", sampling) };
             let mut stream = client.complete(request).await.expect("accepted").into_inner();
+            let mut begun = false;
             while let Some(message) = stream.message().await.expect("goes on") {
-                if matches!(message.event, Some(Event::Delta(_))) {
+                if matches!(message.event, Some(Event::Delta(_))) && !std::mem::replace(&mut begun, true) {
                     let _ = sender.send(priority);
-                    break;
                 }
             }
         });
-        worker.figure_becomes("vllm:num_requests_waiting", waiting).await;
+        worker.figure_becomes("vllm:num_requests_waiting{", waiting).await;
     }
     drop(first);
     let mut served = Vec::new();
