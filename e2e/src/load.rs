@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use ernie_e2e::product::{Failure, LoadReport};
+use ernie_proto::client::never_sent;
 use ernie_proto::ernie::v1::inference_client::InferenceClient;
 use ernie_proto::ernie::v1::{
     ChatRequest, ContentPart, Message, Role, SamplingParams, content_part::Part, generate_response::Event,
@@ -103,7 +104,8 @@ fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
 /// How long a new address may be unknown to the node's proxy, which learns of it about a second after the pod is ready.
 const UNKNOWN: Duration = Duration::from_secs(10);
 
-/// One chat after another. A failure is counted, never tried again, once a first chat came through.
+/// One chat after another. A failure is counted, never tried again, once a first chat came through; a call that left with
+/// its old connection before it was sent is none.
 async fn stream(
     mut client: InferenceClient<Channel>,
     number: u32,
@@ -148,7 +150,13 @@ async fn chat(client: &mut InferenceClient<Channel>, number: u32, max_tokens: u3
         sampling: Some(SamplingParams { max_tokens: Some(max_tokens), ignore_eos: true, ..Default::default() }),
         ..Default::default()
     };
-    let mut answer = client.chat(request).await?.into_inner();
+    let mut answer = loop {
+        match client.chat(request.clone()).await {
+            Ok(accepted) => break accepted.into_inner(),
+            Err(status) if never_sent(&status) => {}
+            Err(status) => return Err(status),
+        }
+    };
     let mut tokens = 0;
     let mut done = false;
     while let Some(message) = answer.message().await? {

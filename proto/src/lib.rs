@@ -2,8 +2,10 @@
 //!
 //! - [`ernie::v1`]: the gRPC services that clients call, generated from `proto/ernie/v1/*.proto`;
 //! - [`contract`]: ports, paths, labels, annotations and metric names;
-//! - [`failure`]: the reasons with which a worker gives up, their exit codes and the termination message.
+//! - [`failure`]: the reasons with which a worker gives up, their exit codes and the termination message;
+//! - [`client`]: what Rust clients need beside the generated code.
 
+pub mod client;
 pub mod contract;
 pub mod failure;
 

@@ -6,7 +6,7 @@ mod remote;
 mod report;
 pub mod synthetic;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ernie_kernels::Level;
@@ -34,15 +34,18 @@ pub struct BenchArgs {
     /// Threads that compute. Default: what the CPU quota and affinity allow.
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "grpc")]
     pub threads: Option<usize>,
-    /// Tokens of each prompt: random ids, new in each repetition.
-    #[arg(long, value_name = "P", default_value_t = 512, value_parser = positive)]
-    pub prompt: usize,
+    /// Tokens of each prompt: random ids, new in each repetition. Several, with commas between them, are measured in turn.
+    #[arg(long, value_name = "P", default_value = "512", value_delimiter = ',', value_parser = positive)]
+    pub prompt: Vec<usize>,
     /// Tokens of each answer; end of sequence is ignored.
     #[arg(long, value_name = "G", default_value_t = 128, value_parser = positive)]
     pub generate: usize,
-    /// Answers side by side.
-    #[arg(long, value_name = "C", default_value_t = 1, value_parser = concurrency, conflicts_with = "grpc")]
-    pub concurrency: usize,
+    /// Answers asked for at once. Several, with commas between them, are measured in turn.
+    #[arg(long, value_name = "C", default_value = "1", value_delimiter = ',', value_parser = concurrency, conflicts_with = "grpc")]
+    pub concurrency: Vec<usize>,
+    /// Answers that run side by side; the others wait. Default: all.
+    #[arg(long, value_name = "N", value_parser = concurrency, conflicts_with = "grpc")]
+    pub max_num_seqs: Option<usize>,
     /// Tokens that lie before each prompt and were read earlier.
     #[arg(long, value_name = "D", default_value_t = 0, conflicts_with = "grpc")]
     pub depth: usize,
@@ -78,6 +81,22 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+/// What of [`BenchArgs`] is measured in turn.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    /// Tokens of each prompt.
+    prompt: usize,
+    /// Answers asked for at once.
+    concurrency: usize,
+}
+
+impl BenchArgs {
+    fn points(&self) -> impl Iterator<Item = Point> {
+        let with = |&concurrency| self.prompt.iter().map(move |&prompt| Point { prompt, concurrency });
+        self.concurrency.iter().flat_map(with)
+    }
+}
+
 fn concurrency(text: &str) -> Result<usize, String> {
     match positive(text)? {
         number @ ..=4096 => Ok(number),
@@ -95,25 +114,39 @@ fn rate(text: &str) -> Result<f64, String> {
 /// # Errors
 /// A sentence for the terminal.
 pub fn run(args: &BenchArgs) -> Result<(), String> {
-    let figures = match (&args.grpc, &args.synthetic, &args.model) {
+    let tables = match (&args.grpc, &args.synthetic, &args.model) {
         (Some(server), _, _) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|error| format!("no thread for the streams: {error}"))?;
-            report::of_server(args, runtime.block_on(remote::run(args, server))?)
+            vec![report::of_server(args, runtime.block_on(remote::run(args, server))?)]
         }
         (None, Some(shape), _) => {
             let folder = tempfile::Builder::new().prefix("ernie-bench-").tempdir();
             let folder = folder.map_err(|error| format!("no folder for the weights: {error}"))?;
             eprintln!("writing random weights to {} …", folder.path().display());
             shape.write(folder.path()).map_err(|error| format!("{}: {error}", folder.path().display()))?;
-            let figures = report::of_engine(args, &local::run(args, folder.path())?);
+            let figures = of_engine(args, folder.path())?;
             folder.close().map_err(|error| format!("the weights are still there: {error}"))?;
             figures
         }
-        (None, None, Some(folder)) => report::of_engine(args, &local::run(args, folder)?),
+        (None, None, Some(folder)) => of_engine(args, folder)?,
         (None, None, None) => return Err("give --model, --synthetic or --grpc".to_owned()),
     };
-    report::print(&figures, args.json).map_err(|error| format!("cannot write the figures: {error}"))
+    report::print(&tables, args.json).map_err(|error| format!("cannot write the figures: {error}"))
+}
+
+/// The figures of each point. The model is loaded anew for each, so that none finds what another left.
+fn of_engine(args: &BenchArgs, folder: &Path) -> Result<Vec<report::Figures>, String> {
+    let mut all = Vec::new();
+    for point in args.points() {
+        let mut measured = local::run(args, point, folder)?;
+        if !all.is_empty() {
+            // It would count the points before.
+            measured.start_to_first_token_seconds = None;
+        }
+        all.push(report::of_engine(args, point, &measured));
+    }
+    Ok(all)
 }
 
 /// Seconds since this process was started, where the system tells; to a hundredth of a second.

@@ -85,6 +85,8 @@ pub struct Rates {
     pub prefill: f64,
     /// Tokens per second of all answers together after that; `None` when there were none.
     pub decode: Option<f64>,
+    /// Tokens per second of all answers together, from the question on.
+    pub generated: f64,
 }
 
 impl Rates {
@@ -98,6 +100,7 @@ impl Rates {
         Some(Self {
             prefill: prompt_tokens as f64 / (read - asked),
             decode: (later > 0).then(|| later as f64 / (end - read)),
+            generated: answers.iter().map(|answer| answer.tokens.len()).sum::<usize>() as f64 / (end - asked),
         })
     }
 }
@@ -128,11 +131,11 @@ mod tests {
             Answer { asked: 0.0, tokens: vec![2.0, 2.5, 3.0, 4.0] },
         ];
         // 5 tokens in the two seconds after the second answer's first
-        assert_eq!(Rates::of(&answers, 100), Some(Rates { prefill: 50.0, decode: Some(2.5) }));
+        assert_eq!(Rates::of(&answers, 100), Some(Rates { prefill: 50.0, decode: Some(2.5), generated: 2.0 }));
         assert_eq!(answers[0].time_to_first_token(), Some(1.0));
         assert_eq!(answers[1].mean_inter_token_latency(), Some(2.0 / 3.0));
         let single = [Answer { asked: 0.0, tokens: vec![0.5] }];
-        assert_eq!(Rates::of(&single, 10), Some(Rates { prefill: 20.0, decode: None }));
+        assert_eq!(Rates::of(&single, 10), Some(Rates { prefill: 20.0, decode: None, generated: 2.0 }));
         assert_eq!(Rates::of(&[Answer::default()], 10), None);
     }
 }

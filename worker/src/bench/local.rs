@@ -8,7 +8,7 @@ use ernie_workload::Chance;
 use futures::future::try_join_all;
 
 use super::figures::{Answer, Rates};
-use super::{BenchArgs, started_before};
+use super::{BenchArgs, Point, started_before};
 use crate::engine::{Engine, EngineConfig, EngineHandle, Event, Health, Request};
 use crate::executor::{BLOCK_TOKENS, Executor};
 use crate::model::{self, Checkpoint, KvSize, LoadOptions};
@@ -39,10 +39,10 @@ pub(super) struct Measured {
 }
 
 /// Loads a model and runs all repetitions.
-pub(super) fn run(args: &BenchArgs, folder: &Path) -> Result<Measured, String> {
+pub(super) fn run(args: &BenchArgs, point: Point, folder: &Path) -> Result<Measured, String> {
     let begun = Instant::now();
     let checkpoint = Checkpoint::inspect(folder).map_err(|error| error.to_string())?;
-    let options = args.options(&checkpoint)?;
+    let options = args.options(point, &checkpoint)?;
     let executor = model::load(&checkpoint, &options, &|_| {}).map_err(|error| error.to_string())?;
     if args.model.is_some() {
         // A server has read it before it says the first word.
@@ -50,9 +50,9 @@ pub(super) fn run(args: &BenchArgs, folder: &Path) -> Result<Measured, String> {
     }
     let (plan, vocab) = (executor.plan().clone(), executor.geometry().vocab);
     let config = EngineConfig {
-        max_num_seqs: args.concurrency,
-        max_num_batched_tokens: args.batched_tokens(),
-        max_queued_requests: args.concurrency,
+        max_num_seqs: options.max_num_seqs,
+        max_num_batched_tokens: options.max_num_batched_tokens,
+        max_queued_requests: point.concurrency,
         stream_capacity: args.generate.max(1),
         ..EngineConfig::default()
     };
@@ -62,7 +62,7 @@ pub(super) fn run(args: &BenchArgs, folder: &Path) -> Result<Measured, String> {
     runtime.block_on(async {
         ready(&engine).await?;
         let load_seconds = begun.elapsed().as_secs_f64();
-        let session = Session { engine, args, vocab };
+        let session = Session { engine, args, point, vocab };
         let mut measured = Measured {
             rates: Vec::new(),
             ttft: Vec::new(),
@@ -91,32 +91,29 @@ async fn ready(engine: &EngineHandle) -> Result<(), String> {
 }
 
 impl BenchArgs {
-    fn options(&self, checkpoint: &Checkpoint) -> Result<LoadOptions, String> {
+    fn options(&self, point: Point, checkpoint: &Checkpoint) -> Result<LoadOptions, String> {
         let standard = LoadOptions::default();
-        let longest = self.depth + self.prompt + self.generate;
+        let longest = self.depth + point.prompt + self.generate;
         let most = checkpoint.config.max_positions;
         if longest > most {
             return Err(format!(
                 "--depth {}, --prompt {} and --generate {} make {longest} tokens, and this model has a context of {most}",
-                self.depth, self.prompt, self.generate
+                self.depth, point.prompt, self.generate
             ));
         }
         // The scheduler starts a sequence when that leaves a block for each that runs.
-        let blocks = self.concurrency * (longest.div_ceil(BLOCK_TOKENS) + 1);
+        let max_num_seqs = self.max_num_seqs.map_or(point.concurrency, |most| most.min(point.concurrency));
+        let blocks = max_num_seqs * (longest.div_ceil(BLOCK_TOKENS) + 1);
         Ok(LoadOptions {
             dtype: self.dtype,
             level: self.level,
             threads: self.threads.unwrap_or(standard.threads),
             kv: KvSize::Blocks(blocks),
             max_model_len: Some(longest),
-            max_num_seqs: self.concurrency,
-            max_num_batched_tokens: self.batched_tokens(),
+            max_num_seqs,
+            max_num_batched_tokens: crate::cli::BATCHED_TOKENS.max(max_num_seqs),
             ..standard
         })
-    }
-
-    fn batched_tokens(&self) -> usize {
-        crate::cli::BATCHED_TOKENS.max(self.concurrency)
     }
 }
 
@@ -124,17 +121,18 @@ impl BenchArgs {
 struct Session<'a> {
     engine: EngineHandle,
     args: &'a BenchArgs,
+    point: Point,
     vocab: usize,
 }
 
 impl Session<'_> {
     /// Asks for all answers at once, each with a prompt of its own that nobody has read before.
     async fn repeat(&self, repetition: usize, measured: &mut Measured) -> Result<(), String> {
-        let args = self.args;
-        let prompts: Vec<Vec<u32>> = (0..args.concurrency)
+        let Session { args, point: Point { prompt, concurrency }, .. } = *self;
+        let prompts: Vec<Vec<u32>> = (0..concurrency)
             .map(|place| {
-                let mut chance = Chance::new(args.seed, (repetition * args.concurrency + place) as u64);
-                (0..args.depth + args.prompt).map(|_| chance.below(self.vocab) as u32).collect()
+                let mut chance = Chance::new(args.seed, (repetition * concurrency + place) as u64);
+                (0..args.depth + prompt).map(|_| chance.below(self.vocab) as u32).collect()
             })
             .collect();
         if args.depth > 0 {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ernie_proto::client::never_sent;
 use ernie_proto::ernie::v1::complete_request::Prompt;
 use ernie_proto::ernie::v1::generate_response::Event;
 use ernie_proto::ernie::v1::inference_client::InferenceClient;
@@ -78,7 +79,8 @@ fn requests(args: &BenchArgs) -> Result<Vec<Request>, String> {
             trace::parse(&text, false).map_err(|error| format!("{}: {error}", file.display()))?
         }
         (None, Some(rate)) => {
-            let lengths = Lengths::Fixed(narrow(args.prompt), narrow(args.generate));
+            let [prompt] = args.prompt[..] else { return Err("--grpc takes one --prompt".to_owned()) };
+            let lengths = Lengths::Fixed(narrow(prompt), narrow(args.generate));
             renewal(|_| rate, seconds, 1.0, lengths, &mut Chance::new(args.seed, u64::MAX))
         }
         (None, None) => return Err("--grpc needs --rate or --trace".to_owned()),
@@ -100,11 +102,20 @@ async fn answer(
     let length = ids.len();
     let sampling = SamplingParams { max_tokens: Some(output), ignore_eos: true, ..SamplingParams::default() };
     let prompt = Some(Prompt::Tokens(TokenIds { ids }));
-    let mut request =
-        tonic::Request::new(CompleteRequest { prompt, sampling: Some(sampling), ..CompleteRequest::default() });
-    request.set_timeout(DEADLINE);
+    let asked = CompleteRequest { prompt, sampling: Some(sampling), ..CompleteRequest::default() };
+    let request = || {
+        let mut request = tonic::Request::new(asked.clone());
+        request.set_timeout(DEADLINE);
+        request
+    };
     let mut answer = Answer { asked: begin.elapsed().as_secs_f64(), tokens: Vec::new() };
-    let mut stream = client.complete(request).await?.into_inner();
+    let mut stream = loop {
+        match client.complete(request()).await {
+            Ok(accepted) => break accepted.into_inner(),
+            Err(status) if never_sent(&status) => {}
+            Err(status) => return Err(status),
+        }
+    };
     let mut done = false;
     while let Some(message) = stream.message().await? {
         let now = begin.elapsed().as_secs_f64();

@@ -6,17 +6,18 @@ use ernie_kernels::Level;
 use serde_json::{Map, Value, json};
 
 use super::figures::{Answer, Percentiles, Spread};
-use super::{BenchArgs, local, remote};
+use super::{BenchArgs, Point, local, remote};
 
 /// Figures by name, in the order in which they are printed.
 pub(super) type Figures = Map<String, Value>;
 
 /// Of the engine of this process.
-pub(super) fn of_engine(args: &BenchArgs, measured: &local::Measured) -> Figures {
+pub(super) fn of_engine(args: &BenchArgs, point: Point, measured: &local::Measured) -> Figures {
     let mut figures = Map::new();
     let plan = &measured.plan;
     rate(&mut figures, "prefill_tokens_per_second", measured.rates.iter().map(|rates| rates.prefill).collect());
     rate(&mut figures, "decode_tokens_per_second", measured.rates.iter().filter_map(|rates| rates.decode).collect());
+    rate(&mut figures, "generated_tokens_per_second", measured.rates.iter().map(|rates| rates.generated).collect());
     put(&mut figures, "ttft_seconds", Percentiles::of(measured.ttft.clone()));
     put(&mut figures, "itl_seconds", Percentiles::of(measured.itl.clone()));
     put(&mut figures, "load_seconds", Some(measured.load_seconds));
@@ -29,9 +30,10 @@ pub(super) fn of_engine(args: &BenchArgs, measured: &local::Measured) -> Figures
     put(&mut figures, "kv_cache_dtype", Some(plan.kv_cache_dtype));
     put(&mut figures, "threads", Some(measured.threads));
     for (name, value) in [
-        ("prompt", args.prompt),
+        ("prompt", point.prompt),
         ("generate", args.generate),
-        ("concurrency", args.concurrency),
+        ("concurrency", point.concurrency),
+        ("max_num_seqs", args.max_num_seqs.unwrap_or(point.concurrency).min(point.concurrency)),
         ("depth", args.depth),
         ("repetitions", args.repetitions),
     ] {
@@ -101,9 +103,15 @@ fn peak_memory() -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// Writes figures to standard output. A reader that is gone has had enough of them.
-pub(super) fn print(figures: &Figures, as_json: bool) -> std::io::Result<()> {
-    let written = if as_json { writeln!(stdout(), "{:#}", Value::Object(figures.clone())) } else { lines(figures) };
+/// Writes figures to standard output: those of one point as an object or as lines, those of several as an array or as a
+/// table. A reader that is gone has had enough of them.
+pub(super) fn print(points: &[Figures], as_json: bool) -> std::io::Result<()> {
+    let written = match points {
+        [figures] if as_json => writeln!(stdout(), "{:#}", Value::Object(figures.clone())),
+        [figures] => lines(figures),
+        _ if as_json => writeln!(stdout(), "{:#}", Value::Array(points.iter().cloned().map(Value::Object).collect())),
+        _ => write!(stdout(), "{}", table(points)),
+    };
     match written {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
@@ -117,6 +125,35 @@ fn lines(figures: &Figures) -> std::io::Result<()> {
         writeln!(out, "{name:width$}  {}", plain(value))?;
     }
     Ok(())
+}
+
+/// The columns of a table: a heading, where its figure is, and the factor that makes its unit of it.
+const COLUMNS: [(&str, &str, f64); 9] = [
+    ("prompt", "/prompt", 1.0),
+    ("concurrency", "/concurrency", 1.0),
+    ("prefill tok/s", "/prefill_tokens_per_second", 1.0),
+    ("decode tok/s", "/decode_tokens_per_second", 1.0),
+    ("tok/s in all", "/generated_tokens_per_second", 1.0),
+    ("TTFT p50 ms", "/ttft_seconds/p50", 1e3),
+    ("TTFT p99 ms", "/ttft_seconds/p99", 1e3),
+    ("ITL p50 ms", "/itl_seconds/p50", 1e3),
+    ("ITL p99 ms", "/itl_seconds/p99", 1e3),
+];
+
+/// A line for each point, in Markdown.
+fn table(points: &[Figures]) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let mut table = line(COLUMNS.iter().map(|(heading, ..)| (*heading).to_owned()).collect());
+    table.push_str(&format!("|{}\n", "---:|".repeat(COLUMNS.len())));
+    for figures in points {
+        let figures = Value::Object(figures.clone());
+        let cell = |(_, path, factor): &(&str, &str, f64)| match figures.pointer(path) {
+            Some(Value::Number(number)) if number.is_f64() => significant(number.as_f64().unwrap_or_default() * factor),
+            other => plain(other.unwrap_or(&Value::Null)),
+        };
+        table.push_str(&line(COLUMNS.iter().map(cell).collect()));
+    }
+    table
 }
 
 /// A figure as people read it.

@@ -44,6 +44,27 @@ fn the_figures_of_an_engine_have_their_names_and_sizes() {
 }
 
 #[test]
+fn several_lengths_and_concurrencies_make_a_table() {
+    let folder = model();
+    let folder = folder.to_str().expect("text");
+    let sizes = ["--prompt", "8,40", "--concurrency", "1,3", "--generate", "4", "--repetitions", "1"];
+    let flags = [&["--model", folder, "--max-num-seqs", "2"], &sizes[..]].concat();
+    let all = figures(&bench(&[&flags[..], &["--json"]].concat()));
+    let keys = ["prompt", "concurrency", "max_num_seqs"];
+    let points = all.as_array().expect("an array").iter().map(|point| keys.map(|key| point[key].as_u64().expect(key)));
+    assert_eq!(points.collect::<Vec<_>>(), [[8, 1, 1], [40, 1, 1], [8, 3, 2], [40, 3, 2]]);
+    let starts = all.as_array().expect("an array").iter().map(|point| point["start_to_first_token_seconds"].is_null());
+    assert_eq!(starts.collect::<Vec<_>>(), [false, true, true, true]);
+
+    let output = bench(&flags);
+    let said = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), 6, "{said}");
+    assert!(lines[0].starts_with("| prompt | concurrency | prefill tok/s |"), "{said}");
+    assert!(lines[5].starts_with("| 40 | 3 | "), "{said}");
+}
+
+#[test]
 fn a_shape_is_measured_and_leaves_nothing_behind() {
     let scratch = tempfile::tempdir().expect("a folder");
     let flags = ["--synthetic", "ernie-4.5-0.3b:layers=1", "--prompt", "8", "--generate", "2", "--repetitions", "1"];

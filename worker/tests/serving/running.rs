@@ -1,6 +1,7 @@
 //! A worker that runs in this process, and a client for it.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -192,7 +193,7 @@ pub fn endless() -> SamplingParams {
     SamplingParams { temperature: Some(0.0), ignore_eos: true, ..Default::default() }
 }
 
-/// A whole answer.
+/// A whole answer. Of several choices, the deltas of all as they came.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     pub started: Started,
@@ -218,9 +219,8 @@ pub async fn read(stream: Streaming<GenerateResponse>) -> Result<Answer, Status>
 
 async fn read_on(mut stream: Streaming<GenerateResponse>) -> Result<Answer, Status> {
     let mut answer = Answer::default();
-    let (mut first, mut over) = (true, false);
+    let (mut first, mut over) = (true, BTreeSet::new());
     while let Some(message) = stream.message().await? {
-        assert!(!over, "a message after done");
         match message.event.expect("an event") {
             Event::Started(started) => {
                 assert!(first, "started is the first message");
@@ -234,16 +234,19 @@ async fn read_on(mut stream: Streaming<GenerateResponse>) -> Result<Answer, Stat
             }
             Event::Delta(delta) => {
                 assert!(!first, "started comes before deltas");
+                assert!(!over.contains(&delta.index), "a delta of choice {} after its done", delta.index);
                 answer.deltas.push(delta);
             }
             Event::Done(done) => {
-                over = true;
+                assert!(!first && over.insert(done.index), "choice {} is done once", done.index);
                 answer.done = done;
             }
         }
         first = false;
     }
-    assert!(over, "a stream that ends OK carries done");
+    assert!(!over.is_empty(), "a stream that ends OK carries done");
+    let open = answer.deltas.iter().find(|delta| !over.contains(&delta.index));
+    assert_eq!(open, None, "each choice of a stream that ends OK is done");
     Ok(answer)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use ernie_proto::client::never_sent;
 use ernie_proto::ernie::v1::inference_client::InferenceClient;
 use ernie_proto::ernie::v1::{CompleteRequest, SamplingParams};
 use ernie_workload::Chance;
@@ -84,6 +85,7 @@ async fn client(mut inference: InferenceClient<Channel>, seed: u64, until: Insta
                 ended
             }
             Ok(answer) => read(answer.into_inner()).await.map(|_| counts.answers += 1),
+            Err(status) if never_sent(&status) => continue,
             Err(status) => Err(status),
         };
         if let Err(status) = outcome {
