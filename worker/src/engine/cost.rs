@@ -9,17 +9,21 @@
 pub struct Shape {
     /// Rows of the flat batch.
     pub tokens: usize,
-    /// Rows that go through the output head.
+    /// Rows that go through the output head: sampled from, or scored.
     pub sequences: usize,
     /// Pairs of a row and a cached token that it attends to.
     pub context: usize,
+    /// Whether some sequence runs more than the one row that it samples from.
+    pub reads_prompts: bool,
 }
 
 impl Shape {
-    /// The part of a sequence that runs `rows` tokens from `start` on. `samples`: its last row gets logits.
-    pub fn of_rows(start: usize, rows: usize, samples: bool) -> Self {
+    /// The part of a sequence that runs `rows` tokens from `start` on. `samples`: its last row gets logits. `scored`: so do
+    /// so many others.
+    pub fn of_rows(start: usize, rows: usize, samples: bool, scored: usize) -> Self {
         let context = rows * start + rows * (rows + 1) / 2;
-        Self { tokens: rows, sequences: usize::from(samples), context }
+        let sampled = usize::from(samples);
+        Self { tokens: rows, sequences: sampled + scored, context, reads_prompts: rows > sampled }
     }
 
     /// Both in one step.
@@ -28,12 +32,8 @@ impl Shape {
             tokens: self.tokens + other.tokens,
             sequences: self.sequences + other.sequences,
             context: self.context + other.context,
+            reads_prompts: self.reads_prompts || other.reads_prompts,
         }
-    }
-
-    /// Whether some sequence runs more than the one row that it samples from.
-    fn reads_prompts(self) -> bool {
-        self.tokens > self.sequences
     }
 
     /// Scaled so that all features of usual steps are of similar size, which keeps the equations well conditioned.
@@ -74,17 +74,18 @@ impl StepCost {
     }
 
     /// The most rows, from `start` on, that a step may still take beside `shape` and last no longer than `target`
-    /// seconds; `None` while nothing is known.
-    pub fn rows_within(&self, shape: Shape, start: usize, target: f64) -> Option<usize> {
+    /// seconds; `None` while nothing is known. `scored`: each of them goes through the output head.
+    pub fn rows_within(&self, shape: Shape, start: usize, scored: bool, target: f64) -> Option<usize> {
         if *self == Self::default() {
             return None;
         }
-        // per_context / 2 * n^2 + (per_token + per_context * start) * n = spare
+        // per_context / 2 * n^2 + (per_token + per_context * start) * n = spare, and a row of logits each where scored
         let spare = target - self.seconds(shape) - self.per_sequence;
         if spare <= 0.0 {
             return Some(0);
         }
-        let (a, b) = (self.per_context / 2.0, self.per_token + self.per_context * start as f64);
+        let per_score = if scored { self.per_sequence } else { 0.0 };
+        let (a, b) = (self.per_context / 2.0, self.per_token + per_score + self.per_context * start as f64);
         // In this form nothing cancels when `a` is small.
         let rows = 2.0 * spare / (b + (b * b + 4.0 * a * spare).sqrt());
         // Infinite when neither tokens nor context cost anything; the cast saturates.
@@ -131,7 +132,7 @@ impl CostModel {
         let expected = self.cost.seconds(shape);
         let seconds = if self.seen >= TRUSTED { seconds.min(OUTLIER * expected.max(1e-6)) } else { seconds };
         self.seen = self.seen.saturating_add(1);
-        let evidence = if shape.reads_prompts() { &mut self.reading } else { &mut self.decoding };
+        let evidence = if shape.reads_prompts { &mut self.reading } else { &mut self.decoding };
         evidence.add(shape.features(), seconds);
         self.cost = self.fit();
     }
@@ -207,9 +208,9 @@ mod tests {
         (0..400usize).map(|i| {
             let decodes = i % 7;
             let shape =
-                (0..decodes).fold(Shape::default(), |shape, d| shape.plus(Shape::of_rows(100 * d + i, 1, true)));
+                (0..decodes).fold(Shape::default(), |shape, d| shape.plus(Shape::of_rows(100 * d + i, 1, true, 0)));
             if i % 3 == 0 || decodes == 0 {
-                shape.plus(Shape::of_rows(i % 512, 16 + i % 200, i % 2 == 0))
+                shape.plus(Shape::of_rows(i % 512, 16 + i % 200, i % 2 == 0, 0))
             } else {
                 shape
             }
@@ -245,7 +246,7 @@ mod tests {
     #[test]
     fn a_disturbed_step_does_not_spoil_the_expectation() {
         let mut model = learnt(TRUE, |_| 1.0);
-        model.observe(Shape::of_rows(0, 100, true), 60.0);
+        model.observe(Shape::of_rows(0, 100, true, 0), 60.0);
         assert_predicts(&model, TRUE, 0.25);
     }
 
@@ -263,10 +264,10 @@ mod tests {
     fn hours_of_decoding_do_not_wash_out_the_cost_of_prompts() {
         let mut model = learnt(TRUE, |_| 1.0);
         for i in 0..100_000 {
-            let shape = Shape::of_rows(200 + i % 1000, 1, true);
+            let shape = Shape::of_rows(200 + i % 1000, 1, true, 0);
             model.observe(shape, TRUE.seconds(shape));
         }
-        let prompt = Shape::of_rows(0, 512, true);
+        let prompt = Shape::of_rows(0, 512, true, 0);
         assert!((model.cost().seconds(prompt) / TRUE.seconds(prompt) - 1.0).abs() < 0.1, "{:?}", model.cost());
     }
 
@@ -287,29 +288,31 @@ mod tests {
     fn nonsense_durations_are_ignored() {
         let mut model = CostModel::default();
         for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            model.observe(Shape::of_rows(0, 1, true), seconds);
+            model.observe(Shape::of_rows(0, 1, true, 0), seconds);
         }
         assert_eq!(model.cost(), StepCost::default());
     }
 
     #[test]
     fn the_rows_within_a_target_use_it_up_and_not_more() {
-        for start in [0, 1000, 50_000] {
-            for target in [0.05, 0.1, 1.0] {
-                let beside = Shape::of_rows(700, 1, true);
-                let rows = TRUE.rows_within(beside, start, target).unwrap();
-                let of = |rows| TRUE.seconds(beside.plus(Shape::of_rows(start, rows, true)));
-                assert!(rows == 0 || of(rows) <= target + 1e-5, "{rows} rows from {start} take {}", of(rows));
-                assert!(of(rows + 2) > target, "{rows} rows from {start} leave room");
-            }
+        let cases = [0, 1000, 50_000].into_iter().flat_map(|start| [0.05, 0.1, 1.0].map(|target| (start, target)));
+        for ((start, target), scored) in cases.flat_map(|case| [(case, false), (case, true)]) {
+            let beside = Shape::of_rows(700, 1, true, 0);
+            let rows = TRUE.rows_within(beside, start, scored, target).unwrap();
+            let of = |rows| {
+                let scores = if scored { rows } else { 0 };
+                TRUE.seconds(beside.plus(Shape::of_rows(start, rows, true, scores)))
+            };
+            assert!(rows == 0 || of(rows) <= target + 1e-5, "{rows} rows from {start} take {}", of(rows));
+            assert!(of(rows + 2) > target, "{rows} rows from {start} leave room");
         }
     }
 
     #[test]
     fn rows_are_unknown_before_any_step_and_none_when_the_target_is_missed_already() {
-        assert_eq!(StepCost::default().rows_within(Shape::default(), 0, 1.0), None);
-        assert_eq!(TRUE.rows_within(Shape::of_rows(0, 1000, true), 0, 0.1), Some(0));
+        assert_eq!(StepCost::default().rows_within(Shape::default(), 0, false, 1.0), None);
+        assert_eq!(TRUE.rows_within(Shape::of_rows(0, 1000, true, 0), 0, false, 0.1), Some(0));
         let free = StepCost { base: 1e-3, ..StepCost::default() };
-        assert_eq!(free.rows_within(Shape::default(), 0, 0.1), Some(usize::MAX));
+        assert_eq!(free.rows_within(Shape::default(), 0, false, 0.1), Some(usize::MAX));
     }
 }

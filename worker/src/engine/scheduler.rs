@@ -310,7 +310,7 @@ impl Scheduler {
                 continue;
             }
             behind -= sequence.missing();
-            let rows = self.chunk(pace, step, sequence.computed(), sequence.missing(), behind);
+            let rows = self.chunk(pace, step, sequence, sequence.computed(), behind);
             if rows == 0 {
                 return;
             }
@@ -344,7 +344,7 @@ impl Scheduler {
         let sequence = &self.sequences[id.0];
         let computed = found.len() * BLOCK_TOKENS;
         let behind = 0;
-        let rows = self.chunk(pace, step, computed, sequence.tokens.len() - computed, behind);
+        let rows = self.chunk(pace, step, sequence, computed, behind);
         // Its blocks are taken all at once, so that a prompt being read never has to wait for one.
         let fresh = sequence.tokens.len().div_ceil(BLOCK_TOKENS) - found.len();
         if rows == 0 || !self.make_room(found, fresh, step) {
@@ -386,11 +386,12 @@ impl Scheduler {
         self.queue.head().filter(|_| self.running.len() < self.bounds.max_num_seqs)
     }
 
-    /// How many of the `missing` rows from `start` on the step takes, when `behind` more rows wait for their turn. A long
+    /// How many rows of the sequence, from `start` on, the step takes, when `behind` more rows wait for their turn. A long
     /// prompt leaves up to half of the room to those behind it, so that short ones need not wait until it is read.
-    fn chunk(&self, pace: &Pace, step: &Step, start: usize, missing: usize, behind: usize) -> usize {
+    fn chunk(&self, pace: &Pace, step: &Step, sequence: &Sequence, start: usize, behind: usize) -> usize {
+        let missing = sequence.tokens.len() - start;
         let target = if step.decode_rows > 0 { pace.target } else { pace.target * IDLE_PACE };
-        let paced = pace.cost.rows_within(step.shape, start, target);
+        let paced = pace.cost.rows_within(step.shape, start, sequence.scores_after(start), target);
         let paced = paced.unwrap_or_else(|| UNKNOWN_CHUNK.saturating_sub(step.prompt_rows()));
         let least = if step.prompt_rows() == 0 { LEAST_CHUNK } else { 0 };
         let room = paced.max(least).min(self.bounds.max_num_batched_tokens - step.shape.tokens);

@@ -126,6 +126,14 @@ impl Sequence {
         self.tokens.len() - self.computed()
     }
 
+    /// Whether rows from `start` on are scored, each of which costs a row of logits.
+    pub(super) fn scores_after(&self, start: usize) -> bool {
+        let scores = |reading: &RowReading| {
+            matches!(reading.kind, RowReadingKind::Scores { .. }) && reading.rows.end > start.max(reading.rows.start)
+        };
+        self.reading.as_ref().is_some_and(scores)
+    }
+
     pub(super) fn computed(&self) -> usize {
         match &self.stage {
             Stage::Waiting => 0,

@@ -1,6 +1,6 @@
 //! PURE: a planned step.
 
-use crate::executor::{BLOCK_TOKENS, LogitRows, SequenceStep, StepPlan};
+use crate::executor::{BLOCK_TOKENS, LogitRows, Reading, SequenceStep, StepPlan};
 
 use super::cost::Shape;
 use super::sequence::{Sequence, SequenceId};
@@ -88,8 +88,9 @@ impl Step {
         part.logits = if samples { LogitRows::Last } else { LogitRows::None };
         part.reading = sequence.reading.as_ref().and_then(|reading| reading.of_step(start, end, &sequence.tokens));
         let reads = part.reading.as_ref().map_or(0, |reading| reading.rows().len());
+        let scored = if matches!(part.reading, Some(Reading::Scores { .. })) { reads } else { 0 };
         self.plan.sequences.push(part);
         self.parts.push(Part { id, rows, samples, reads, ends });
-        self.shape = self.shape.plus(Shape::of_rows(start, rows, samples));
+        self.shape = self.shape.plus(Shape::of_rows(start, rows, samples, scored));
     }
 }

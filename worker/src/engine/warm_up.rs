@@ -36,7 +36,7 @@ pub(super) fn measure(
     for round in 0.. {
         let mut ran = false;
         for &(sequences, rows) in &steps {
-            let shape = (0..sequences).fold(Shape::default(), |shape, _| shape.plus(Shape::of_rows(0, rows, true)));
+            let shape = (0..sequences).fold(Shape::default(), |shape, _| shape.plus(Shape::of_rows(0, rows, true, 0)));
             // In the first round nothing is known of larger steps, which the expectation underrates; so it may overrun.
             let left = budget.saturating_sub(begun.elapsed()).as_secs_f64();
             if left <= model.cost().seconds(shape) {

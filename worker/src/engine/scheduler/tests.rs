@@ -269,6 +269,24 @@ fn prompts_are_read_in_pieces_that_keep_the_pace_while_others_decode() {
 }
 
 #[test]
+fn a_prompt_that_is_scored_is_read_in_smaller_pieces_since_each_row_costs_logits() {
+    let cost = StepCost { base: 0.01, per_token: 1e-4, per_sequence: 3e-4, ..StepCost::default() };
+    let pace = Pace { cost, target: 0.1 };
+    let chunk = |reading: Option<RowReading>| {
+        let mut scheduler = scheduler(bounds(2, 4096), 100);
+        scheduler.add(prompt(0, 4));
+        turn(&mut scheduler, &UNLIMITED, 7);
+        scheduler.add(NewSequence { reading, ..prompt(1000, 2000) });
+        let step = turn(&mut scheduler, &pace, 7);
+        (step.parts[1].rows, cost.seconds(step.shape))
+    };
+    let (read, _) = chunk(None);
+    let (scored, seconds) = chunk(Some(RowReading { rows: 0..1999, kind: RowReadingKind::Scores { top: 0 } }));
+    assert_eq!((read, scored), (864, 192));
+    assert!(seconds <= pace.target, "{seconds}");
+}
+
+#[test]
 fn prompts_make_progress_even_when_decoding_alone_misses_the_pace() {
     let pace = Pace { cost: StepCost { base: 5.0, per_token: 1.0, ..StepCost::default() }, target: 0.1 };
     let mut scheduler = scheduler(bounds(8, 4096), 1000);
