@@ -97,11 +97,12 @@ async fn a_full_queue_refuses_with_a_hint_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_requests_against_room_for_eight_all_end_definitely() {
+async fn a_thousand_requests_against_room_for_eight_all_end_definitely() {
     let worker = Running::start(&["--max-num-seqs", "4", "--max-queued-requests", "4"]).await;
-    let client = worker.client().await;
-    let calls = (0..100).map(|_| {
-        let mut client = client.clone();
+    // A connection has room for 128 streams.
+    let clients = futures::future::join_all((0..10).map(|_| worker.client())).await;
+    let calls = (0..1000).map(|number| {
+        let mut client = clients[number % clients.len()].clone();
         tokio::spawn(async move {
             let request = chat("Emma", ernie_proto::ernie::v1::SamplingParams { ignore_eos: true, ..greedy(200) });
             match client.chat(request).await {
