@@ -51,7 +51,9 @@ pub enum SampleError {
     #[error("the model computed a logit that is not finite (of token {0})")]
     NotFinite(u32),
     /// Bias, bans and mask forbid every token.
-    #[error("no token is allowed: constraint, logit_bias, bad_words and min_tokens together forbid the whole vocabulary")]
+    #[error(
+        "no token is allowed: constraint, logit_bias, bad_words and min_tokens together forbid the whole vocabulary"
+    )]
     NothingAllowed,
 }
 

@@ -9,14 +9,11 @@ use super::{Constraint, ConstraintError};
 
 /// White space between the parts of JSON, which a model must not go on with for ever.
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
-/// Longest piece of llguidance's own words in a sentence, in bytes.
-const DETAILS: usize = 300;
+/// Bytes of llguidance's own words in a sentence, from their beginning and from their end.
+const DETAILS: [usize; 2] = [100, 160];
 
 /// Compiles a constraint: a matcher at its beginning, and what may come there.
-pub(super) fn compile(
-    vocabulary: &Vocabulary,
-    constraint: &Constraint,
-) -> Result<(Matcher, Place), ConstraintError> {
+pub(super) fn compile(vocabulary: &Vocabulary, constraint: &Constraint) -> Result<(Matcher, Place), ConstraintError> {
     let refused = |error: &dyn std::fmt::Display| ConstraintError(refusal(constraint, &error.to_string()));
     let parser = vocabulary.factory.create_parser(grammar(constraint)?).map_err(|error| refused(&error))?;
     let mut matcher = Matcher::new(parser);
@@ -77,17 +74,28 @@ fn unanchored(text: &str) -> &str {
 
 /// The sentence for a constraint that llguidance refuses.
 fn refusal(constraint: &Constraint, details: &str) -> String {
-    let details = details.split("\n<").next().unwrap_or_default();
-    let details = details.strip_suffix("<non-verbose/>").unwrap_or(details).trim();
-    let details = details.split_whitespace().collect::<Vec<_>>().join(" ");
-    let cut = &details[..details.floor_char_boundary(DETAILS)];
+    // Lines of the grammar as llguidance has it follow the reason.
+    let is_excerpt =
+        |line: &&str| line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit()).starts_with(" | ");
+    let reason = details.lines().take_while(|line| !is_excerpt(line) && !line.starts_with('<'));
+    let words = reason.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
+    let details = shortened(&words);
     let remedy = match constraint {
         Constraint::JsonSchema(_) => "send a JSON Schema that an answer can fit",
         Constraint::JsonObject | Constraint::Choice(_) => "send fewer or shorter choices",
         Constraint::Regex(_) => "send a regular expression in Rust's syntax, without look-around and back-references",
         Constraint::Grammar(_) => "send a grammar in llguidance's Lark syntax with a rule start",
     };
-    format!("cannot be followed: {cut}; {remedy}")
+    format!("cannot be followed: {details}; {remedy}")
+}
+
+fn shortened(words: &str) -> String {
+    let [first, last] = DETAILS;
+    if words.len() <= first + last {
+        return words.to_owned();
+    }
+    let (begin, end) = (words.floor_char_boundary(first), words.ceil_char_boundary(words.len() - last));
+    format!("{} … {}", &words[..begin], &words[end..])
 }
 
 #[cfg(test)]
@@ -95,16 +103,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_refusal_tells_the_reason_and_no_excerpt() {
+        let regex = Constraint::Regex(String::new());
+        let said =
+            refusal(&regex, "at 1(8): regex parse error:\n    (a\n    ^\nerror: unclosed group\n   1 | start: /(a/\n");
+        assert!(
+            said.starts_with("cannot be followed: at 1(8): regex parse error: (a ^ error: unclosed group; send"),
+            "{said}"
+        );
+        let said = refusal(&regex, &format!("invalid {}: because é", "é".repeat(500)));
+        assert!(said.contains("invalid é") && said.contains("éé: because é; send") && said.len() < 400, "{said}");
+    }
+
+    #[test]
     fn anchors_at_the_ends_of_an_expression_are_left_out() {
-        for (text, expected) in [
-            ("^a$", "a"),
-            ("a", "a"),
-            (r"^a\$", r"a\$"),
-            (r"a\\$", r"a\\"),
-            ("^", ""),
-            ("$", ""),
-            (r"\^a", r"\^a"),
-        ] {
+        for (text, expected) in
+            [("^a$", "a"), ("a", "a"), (r"^a\$", r"a\$"), (r"a\\$", r"a\\"), ("^", ""), ("$", ""), (r"\^a", r"\^a")]
+        {
             assert_eq!(unanchored(text), expected, "{text}");
         }
     }

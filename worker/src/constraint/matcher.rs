@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use llguidance::TokenParser;
-use llguidance::api::StopReason;
 
 use super::vocabulary::Vocabulary;
 use crate::sampling::Mask;
@@ -35,7 +34,7 @@ impl Matcher {
     /// # Errors
     /// A sentence when one of them is not allowed, or the grammar is too complex.
     pub(super) fn advance(&mut self, tokens: &[u32]) -> Result<(), String> {
-        self.0.consume_tokens(tokens).map_err(|error| first_line(&error.to_string()))
+        self.0.consume_tokens(tokens).map_err(|error| sentence(&error.to_string()))
     }
 
     /// How many of these tokens may come, in order. It stays where it is.
@@ -49,15 +48,12 @@ impl Matcher {
     /// A sentence when that is nothing, or the grammar is too complex.
     pub(super) fn look(&mut self, vocabulary: &Vocabulary) -> Result<Place, String> {
         if self.0.is_stopped() {
-            return match self.0.stop_reason() {
-                reason if reason.is_ok() && reason != StopReason::NoExtensionBias => Ok(Place::Over),
-                reason => Err(self.0.get_error().map_or_else(|| reason.to_string(), |error| first_line(&error))),
+            return match self.0.get_error() {
+                None => Ok(Place::Over),
+                Some(error) => Err(sentence(&error)),
             };
         }
-        let mask = self.0.compute_mask().map_err(|error| match self.0.stop_reason() {
-            StopReason::NoExtensionBias => NOTHING.to_owned(),
-            _ => first_line(&error.to_string()),
-        })?;
+        let mask = self.0.compute_mask().map_err(|error| sentence(&error.to_string()))?;
         let mut mask = Mask::from_words(mask.into());
         // A grammar may name tokens by their ids.
         mask.retain(&vocabulary.known);
@@ -71,6 +67,10 @@ impl Matcher {
 const NOTHING: &str = "no token of this model may come next";
 
 /// What is for the caller; a state or a backtrace follows it.
-fn first_line(error: &str) -> String {
-    error.lines().next().unwrap_or_default().to_owned()
+fn sentence(error: &str) -> String {
+    match error.lines().next().unwrap_or_default() {
+        // The name of the reason for which llguidance stopped.
+        "NoExtensionBias" => NOTHING.to_owned(),
+        line => line.to_owned(),
+    }
 }

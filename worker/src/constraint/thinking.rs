@@ -72,14 +72,14 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(id, piece)| {
-                serde_json::json!({"id": id, "content": piece, "special": special.contains(piece), "single_word": false,
+                serde_json::json!({"id": id + 1, "content": piece, "special": special.contains(piece), "single_word": false,
                     "lstrip": false, "rstrip": false, "normalized": false})
             })
             .collect();
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
             "post_processor": null, "decoder": null, "added_tokens": added,
-            "model": {"type": "BPE", "vocab": {"x": pieces.len()}, "merges": []}
+            "model": {"type": "BPE", "vocab": {"x": 0}, "merges": []}
         });
         Tokenizer::from_json(json.to_string().as_bytes(), 100).expect("a tokenizer")
     }
@@ -91,20 +91,20 @@ mod tests {
             let mut reasoning = Reasoning::default();
             ids.iter().position(|&id| reasoning.ends(&tokenizer, id))
         };
-        assert_eq!(end(&[4, 0, 4]), Some(1));
-        assert_eq!(end(&[1, 2, 3, 4]), Some(3));
-        assert_eq!(end(&[5, 1, 5, 6]), Some(3));
-        assert_eq!(end(&[5, 7, 6]), Some(2), "special tokens are not seen");
-        assert_eq!(end(&[5, 3, 6]), None);
+        assert_eq!(end(&[5, 1, 5]), Some(1));
+        assert_eq!(end(&[2, 3, 4, 5]), Some(3));
+        assert_eq!(end(&[6, 2, 6, 7]), Some(3));
+        assert_eq!(end(&[6, 8, 7]), Some(2), "special tokens are not seen");
+        assert_eq!(end(&[6, 4, 7]), None);
     }
 
     #[test]
     fn tokens_that_cross_the_border_are_known_for_every_beginning() {
         let tokenizer = tokenizer(&["</think>", ">\n", ">", "</think>{", "k>k>", "hink> ", "a </think>"], &[]);
-        let crossings = Crossings::new(&tokenizer, 8);
-        assert_eq!(crossings.after(Reasoning(0)), [3]);
-        assert_eq!(crossings.after(Reasoning(7)), [1, 3]);
-        assert_eq!(crossings.after(Reasoning(6)), [3, 4]);
-        assert_eq!(crossings.after(Reasoning(3)), [3, 5]);
+        let crossings = Crossings::new(&tokenizer, 9);
+        assert_eq!(crossings.after(Reasoning(0)), [4]);
+        assert_eq!(crossings.after(Reasoning(7)), [2, 4]);
+        assert_eq!(crossings.after(Reasoning(6)), [4, 5]);
+        assert_eq!(crossings.after(Reasoning(3)), [4, 6]);
     }
 }

@@ -49,7 +49,7 @@ impl Vocabulary {
             .map_err(|error| unexpected(&error.to_string()))?;
         factory.quiet();
         let limits = factory.limits_mut();
-        limits.max_lexer_states = 20_000;
+        limits.max_lexer_states = 5_000;
         limits.max_grammar_size = 200_000;
         limits.verbose_errors = false;
         let crossings = Crossings::new(tokenizer, size);
@@ -80,7 +80,7 @@ pub(super) mod tests {
             "added_tokens": [{"id": 1, "content": "<s>", "special": true, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false}],
             "model": {"type": "BPE", "byte_fallback": true, "merges": [],
-                "vocab": {"a": 0, "</s>": 2, "▁b": 3, "<0xE4>": 5, "<0xFF>": 6, "<0x61>": 7}}
+                "vocab": {"a": 0, "<s>": 1, "</s>": 2, "▁b": 3, "<0xE4>": 5, "<0xFF>": 6, "<0x61>": 7}}
         });
         let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), 10).expect("a tokenizer");
         let words = words(&tokenizer, 10, &[2]);

@@ -123,11 +123,7 @@ impl Client {
         };
         let client = Self {
             id: request.id,
-            eos_token_ids: if request.ignore_eos && guide.is_none() {
-                Arc::default()
-            } else {
-                request.eos_token_ids
-            },
+            eos_token_ids: if request.ignore_eos && guide.is_none() { Arc::default() } else { request.eos_token_ids },
             ignore_eos: request.ignore_eos,
             sampler,
             guide,

@@ -24,7 +24,8 @@ fn frequencies(params: &SamplingParams, draws: u32) -> Vec<u32> {
     let mut counts = vec![0; VOCAB];
     let mut scratch = Scratch::default();
     for position in 0..draws {
-        let chosen = sampler(params.clone()).sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap();
+        let chosen =
+            sampler(params.clone()).sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap();
         counts[chosen.id as usize] += 1;
     }
     counts
@@ -113,8 +114,9 @@ fn a_token_depends_on_seed_choice_and_position_only() {
     assert_ne!(first, (0..50).map(|position| draw(&other_seed, position)).collect::<Vec<_>>());
     let mut other_choice = Sampler::new(params, 1, VOCAB, &[], &[]).unwrap();
     let mut scratch = Scratch::default();
-    let other: Vec<u32> =
-        (0..50).map(|position| other_choice.sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap().id).collect();
+    let other: Vec<u32> = (0..50)
+        .map(|position| other_choice.sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap().id)
+        .collect();
     assert_ne!(first, other);
 }
 
@@ -127,7 +129,8 @@ fn temperatures_next_to_zero_and_extreme_logits_choose_the_best_token() {
     }
     let mut extreme = vec![-3e38; VOCAB];
     extreme[5] = 3e38;
-    let chosen = sampler(SamplingParams::default()).sample(&mut extreme, 0, Narrowing::default(), &mut Scratch::default());
+    let chosen =
+        sampler(SamplingParams::default()).sample(&mut extreme, 0, Narrowing::default(), &mut Scratch::default());
     assert_eq!(chosen.unwrap().id, 5);
 }
 
@@ -154,7 +157,9 @@ fn logprobs_are_those_of_the_raw_distribution() {
 
 #[test]
 fn no_logprobs_are_worked_out_unless_asked_for() {
-    let none = sampler(SamplingParams::default()).sample(&mut logits(), 0, Narrowing::default(), &mut Scratch::default()).unwrap();
+    let none = sampler(SamplingParams::default())
+        .sample(&mut logits(), 0, Narrowing::default(), &mut Scratch::default())
+        .unwrap();
     assert_eq!(none.logprobs, None);
     let chosen_only = SamplingParams { logprobs: Some(0), ..SamplingParams::default() };
     let chosen = sampler(chosen_only).sample(&mut logits(), 0, Narrowing::default(), &mut Scratch::default()).unwrap();
@@ -193,8 +198,9 @@ fn a_chosen_token_is_penalised_from_the_next_one_on() {
     let mut row = vec![0.0; VOCAB];
     (row[8], row[9]) = (3.0, 2.0);
     let mut scratch = Scratch::default();
-    let ids: Vec<u32> =
-        (0..4).map(|position| sampler.sample(&mut row.clone(), position, Narrowing::default(), &mut scratch).unwrap().id).collect();
+    let ids: Vec<u32> = (0..4)
+        .map(|position| sampler.sample(&mut row.clone(), position, Narrowing::default(), &mut scratch).unwrap().id)
+        .collect();
     assert_eq!(ids, [8, 9, 8, 0]);
 }
 
@@ -254,7 +260,8 @@ fn a_logit_that_is_not_finite_is_an_error_that_names_the_token() {
     for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut row = logits();
         row[998] = odd;
-        let result = sampler(SamplingParams::default()).sample(&mut row, 0, Narrowing::default(), &mut Scratch::default());
+        let result =
+            sampler(SamplingParams::default()).sample(&mut row, 0, Narrowing::default(), &mut Scratch::default());
         assert_eq!(result, Err(SampleError::NotFinite(998)));
     }
 }

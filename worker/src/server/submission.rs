@@ -153,7 +153,8 @@ pub(super) fn submit(
         let id = &caller.request_id;
         let calls = if choice == 0 { id.clone() } else { format!("{id}-{choice}") };
         let stream = stream(generation.stops.clone());
-        let text = if constrained { AnswerText::constrained(stream, parts) } else { AnswerText::new(stream, parts, calls) };
+        let text =
+            if constrained { AnswerText::constrained(stream, parts) } else { AnswerText::new(stream, parts, calls) };
         let resume = Resume { choice, ..resume.clone() };
         let replayed = replay(&resume, text, ends, most, &served.tokenizer, &mut echo)?;
         if let Some(end) = replayed.end {
@@ -168,7 +169,8 @@ pub(super) fn submit(
             let unfit = |error: ConstraintError| invalid("resume.emitted_token_ids", error.to_string());
             grammar.start(thinks, &request.emitted).map_err(unfit)
         });
-        let events = served.engine.submit_guided(request, guide.transpose()?).map_err(|rejected| status::rejected(&rejected))?;
+        let events =
+            served.engine.submit_guided(request, guide.transpose()?).map_err(|rejected| status::rejected(&rejected))?;
         Ok(Begun { replayed, source: Source::Engine(events) })
     };
     // Dropping the streams of those that were taken withdraws them.
