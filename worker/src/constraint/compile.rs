@@ -78,6 +78,7 @@ fn refusal(constraint: &Constraint, details: &str) -> String {
     let is_excerpt =
         |line: &&str| line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit()).starts_with(" | ");
     let reason = details.lines().take_while(|line| !is_excerpt(line) && !line.starts_with('<'));
+    let reason = reason.filter(|line| line.trim().bytes().any(|byte| byte != b'^'));
     let words = reason.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
     let details = shortened(&words);
     let remedy = match constraint {
@@ -108,7 +109,7 @@ mod tests {
         let said =
             refusal(&regex, "at 1(8): regex parse error:\n    (a\n    ^\nerror: unclosed group\n   1 | start: /(a/\n");
         assert!(
-            said.starts_with("cannot be followed: at 1(8): regex parse error: (a ^ error: unclosed group; send"),
+            said.starts_with("cannot be followed: at 1(8): regex parse error: (a error: unclosed group; send"),
             "{said}"
         );
         let said = refusal(&regex, &format!("invalid {}: because é", "é".repeat(500)));
