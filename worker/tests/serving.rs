@@ -42,3 +42,5 @@ mod start_up;
 mod streaming;
 #[path = "serving/thinking.rs"]
 mod thinking;
+#[path = "serving/validator.rs"]
+mod validator;
