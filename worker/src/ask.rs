@@ -9,9 +9,9 @@ use std::{
 use ernie_proto::{
     contract::GRPC_PORT,
     ernie::v1::{
-        ChatRequest, CompleteRequest, ContentPart, Done, FinishReason, GenerateResponse, Message, Role, SamplingParams,
-        Started, ToolCall, complete_request::Prompt, content_part::Part, done::MatchedStop, generate_response::Event,
-        inference_client::InferenceClient,
+        ChatRequest, CompleteRequest, Constraint, ContentPart, Done, FinishReason, GenerateResponse, Message, Role,
+        SamplingParams, Started, ToolCall, complete_request::Prompt, constraint::Kind, content_part::Part,
+        done::MatchedStop, generate_response::Event, inference_client::InferenceClient,
     },
 };
 use tonic::{Code, Request, Status, Streaming, transport::Channel, transport::Endpoint};
@@ -69,6 +69,7 @@ pub async fn run(args: AskArgs) -> Result<(), AskError> {
         temperature: args.temperature,
         seed: args.seed,
         max_tokens: args.max_tokens,
+        constraint: constraint(&args)?,
         ..Default::default()
     };
     let model = args.model.clone().unwrap_or_default();
@@ -92,6 +93,17 @@ pub async fn run(args: AskArgs) -> Result<(), AskError> {
         eprintln!("{}", answer.summary());
     }
     Ok(())
+}
+
+/// What the answer must be.
+fn constraint(args: &AskArgs) -> Result<Option<Constraint>, AskError> {
+    let kind = match (&args.json_schema, &args.regex) {
+        (Some(path), _) => Some(Kind::JsonSchema(std::fs::read_to_string(path).map_err(|error| {
+            AskError::Usage(format!("--json-schema {}: cannot be read as text: {error}", path.display()))
+        })?)),
+        (None, regex) => regex.clone().map(Kind::Regex),
+    };
+    Ok(kind.map(|kind| Constraint { kind: Some(kind) }))
 }
 
 /// The question itself, or what standard input holds.

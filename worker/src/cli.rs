@@ -169,6 +169,12 @@ pub struct AskArgs {
     /// Same seed, same answer.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// File with a JSON Schema that the answer must fit.
+    #[arg(long, value_name = "FILE", conflicts_with = "regex")]
+    pub json_schema: Option<PathBuf>,
+    /// Regular expression that the whole answer must match.
+    #[arg(long, value_name = "REGEX")]
+    pub regex: Option<String>,
     /// Give up after so long.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub timeout: Duration,

@@ -13,6 +13,9 @@
 //! - [`scheduler`], [`blocks`], [`cost`], [`load`] are pure: no clock, no randomness, no channel.
 //! - `sequence` is one request's life; `turn` is the loop: plan, forward, sample, deliver.
 //!
+//! A request may come with a [`Guide`], which follows its answer and narrows each token; what it knows of grammars is its
+//! own affair.
+//!
 //! Nothing here names a tensor or a protobuf.
 
 mod admission;
@@ -21,6 +24,7 @@ mod client;
 pub mod config;
 pub mod cost;
 mod figures;
+pub mod guide;
 pub mod handle;
 pub mod load;
 pub mod observer;
@@ -38,6 +42,7 @@ mod turn;
 mod warm_up;
 
 pub use config::{EngineConfig, InvalidConfig};
+pub use guide::{Guide, GuideError, Next};
 pub use handle::{Drained, EngineHandle, EventStream, Health, Limits};
 pub use observer::{Observer, RequestReport, StepReport};
 pub use prompt_output::{Pooling, PromptLogprob, PromptOutput};

@@ -6,6 +6,7 @@ pub mod ask;
 pub mod bench;
 pub mod chat;
 pub mod cli;
+pub mod constraint;
 pub mod engine;
 pub mod eval;
 pub mod executor;

@@ -4,6 +4,7 @@
 //! and routers for vLLM work unchanged; figures of our own begin with `ernie:`; gRPC and process figures carry the names
 //! that their exporters use everywhere. `docs/metrics.md` lists them all, and a test compares.
 
+mod constraint;
 mod engine;
 pub mod process;
 
@@ -17,7 +18,7 @@ use prometheus::{
     core::Collector,
 };
 
-use self::engine::EngineFigures;
+use self::{constraint::ConstraintFigures, engine::EngineFigures};
 use crate::engine::{Observer, RejectionKind, RequestReport, StepReport};
 
 /// Every figure of a worker. Cheap to share behind an `Arc`.
@@ -31,6 +32,7 @@ pub struct Metrics {
     /// Whether it is idle since.
     quiet: AtomicBool,
     engine: EngineFigures,
+    constraint: ConstraintFigures,
     /// Connections and calls of the gRPC port.
     pub grpc: GrpcFigures,
     /// Start and stop of the worker.
@@ -129,6 +131,7 @@ impl Metrics {
         plain.ratios("ernie:build_info", help, &["version"])?.with_label_values(&[crate::cli::VERSION]).set(1.0);
         Ok(Self {
             engine: EngineFigures::new(&served)?,
+            constraint: ConstraintFigures::new(&served)?,
             grpc: GrpcFigures::new(&plain)?,
             life: LifeFigures::new(&served)?,
             recording: AtomicBool::new(false),

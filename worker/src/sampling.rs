@@ -1,15 +1,17 @@
 //! PURE: logits to token.
 //!
 //! Order: log-probabilities of the raw distribution; then bias, bans and penalties, each on the few tokens it names;
-//! then temperature, `min_p`, `top_k`, `top_p`, and one draw among the survivors. The random number is a function of
+//! then the mask of a grammar; then temperature, `min_p`, `top_k`, `top_p`, and one draw among the survivors. The random number is a function of
 //! (seed, choice, output position) alone, so a token depends neither on what else runs nor on when.
 
+mod mask;
 mod params;
 mod penalties;
 mod philox;
 mod softmax;
 mod survivors;
 
+pub use mask::Mask;
 pub use params::{InvalidSampling, SamplingParams};
 
 use crate::executor::RowScore;
@@ -48,9 +50,22 @@ pub enum SampleError {
     /// The model computed something that is not a number.
     #[error("the model computed a logit that is not finite (of token {0})")]
     NotFinite(u32),
-    /// Bias and bans forbid every token.
-    #[error("no token is allowed: logit_bias, bad_words and min_tokens together forbid the whole vocabulary")]
+    /// Bias, bans and mask forbid every token.
+    #[error(
+        "no token is allowed: constraint, logit_bias, bad_words and min_tokens together forbid the whole vocabulary"
+    )]
     NothingAllowed,
+}
+
+/// What narrows the choice of one token, beside the parameters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Narrowing<'a> {
+    /// None of these is chosen (lists of token ids).
+    pub banned: &'a [&'a [u32]],
+    /// Only these are chosen.
+    pub mask: Option<&'a Mask>,
+    /// Bias, bad words and penalties do not count.
+    pub alone: bool,
 }
 
 /// Room for intermediate results, reused from token to token.
@@ -85,7 +100,7 @@ impl Sampler {
     }
 
     /// Chooses the output token at `position` (0 is the first of the answer) from `logits` `[vocab]`, which are spoilt.
-    /// None of `banned` is chosen (lists of token ids). The token is remembered for penalties.
+    /// The token is remembered for penalties.
     ///
     /// # Errors
     /// [`SampleError`]; the sampler is unchanged.
@@ -93,7 +108,7 @@ impl Sampler {
         &mut self,
         logits: &mut [f32],
         position: u32,
-        banned: &[&[u32]],
+        narrowing: Narrowing<'_>,
         scratch: &mut Scratch,
     ) -> Result<Chosen, SampleError> {
         if let Some(token) = softmax::first_not_finite(logits) {
@@ -103,11 +118,16 @@ impl Sampler {
             .params
             .logprobs
             .map(|top| (Distribution::new(logits, top as usize, &mut scratch.survivors), logits.to_vec()));
-        self.history.apply(&self.params, logits);
-        for &token in banned.iter().copied().flatten() {
+        if !narrowing.alone {
+            self.history.apply(&self.params, logits);
+        }
+        for &token in narrowing.banned.iter().copied().flatten() {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
+        }
+        if let Some(mask) = narrowing.mask {
+            mask.apply(logits);
         }
         let id = self.choose(logits, position, &mut scratch.survivors).ok_or(SampleError::NothingAllowed)?;
         let logprobs = raw.map(|(Distribution { log_sum_exp, top }, logits)| {

@@ -2,7 +2,7 @@
 //!
 //! - [`connection`]: accepting, limits, ageing; [`calls`]: what every call passes through; `arrival`: what requests may
 //!   hold until the engine has them;
-//! - [`Inference`]: `ernie.v1`. `entry`, `request`, `conversation` and `generation` check what comes in; `prompt` and
+//! - [`Inference`]: `ernie.v1`. `entry`, `request`, `conversation`, `generation` and `constraint` check what comes in; `prompt` and
 //!   `submission` take it to the engine, and `resume` takes an answer up where it was cut off; `answer`, `choice` and `text`
 //!   stream what comes back; `score` and `embed` have prompts read by way of `reading`;
 //! - [`lifecycle`]: the stage that probes, health and shutdown watch.
@@ -16,6 +16,7 @@ pub mod status;
 mod answer;
 mod arrival;
 mod choice;
+mod constraint;
 mod conversation;
 mod embed;
 mod entry;

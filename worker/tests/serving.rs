@@ -8,6 +8,8 @@ mod bad_input;
 mod bench;
 #[path = "serving/cancel.rs"]
 mod cancel;
+#[path = "serving/constraints.rs"]
+mod constraints;
 #[path = "serving/drain.rs"]
 mod drain;
 #[path = "serving/embed.rs"]
@@ -28,6 +30,8 @@ mod resume;
 mod running;
 #[path = "serving/sampling.rs"]
 mod sampling;
+#[path = "serving/schemas.rs"]
+mod schemas;
 #[path = "serving/score.rs"]
 mod score;
 #[path = "serving/soak.rs"]
@@ -38,3 +42,5 @@ mod start_up;
 mod streaming;
 #[path = "serving/thinking.rs"]
 mod thinking;
+#[path = "serving/validator.rs"]
+mod validator;

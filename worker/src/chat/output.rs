@@ -8,7 +8,8 @@
 use serde::de::IgnoredAny;
 
 const THINK: &str = "<think>";
-const END_OF_THINK: &str = "</think>";
+/// Ends the reasoning.
+pub const END_OF_THINK: &str = "</think>";
 const RESPONSE: &str = "<response>";
 const END_OF_RESPONSE: &str = "</response>";
 const TOOL_CALL: &str = "<tool_call>";
@@ -65,6 +66,8 @@ enum State {
     Response,
     /// Content without a tag.
     Untagged,
+    /// Content in which tags mean nothing.
+    WordForWord,
     ToolCall,
 }
 
@@ -82,6 +85,8 @@ pub struct OutputParser {
     breaks: String,
     /// Whether there was content.
     said: bool,
+    /// What comes after reasoning.
+    answer: State,
 }
 
 /// Whether there is more to do before the next piece of text.
@@ -94,7 +99,12 @@ impl OutputParser {
     /// A parser of one answer.
     pub fn new(opening: Opening) -> Self {
         let state = if opening == Opening::Reasoning { State::ReasoningStart } else { State::Between };
-        Self { state, held: String::new(), breaks: String::new(), said: false }
+        Self { state, held: String::new(), breaks: String::new(), said: false, answer: State::Between }
+    }
+
+    /// A parser of an answer that begins inside of reasoning and has no tags after it, whatever it looks like.
+    pub fn word_for_word() -> Self {
+        Self { answer: State::WordForWord, ..Self::new(Opening::Reasoning) }
     }
 
     /// Takes the next piece of text; appends to `out` what is certain now.
@@ -111,7 +121,7 @@ impl OutputParser {
                 let text = format!("{TOOL_CALL}{}", self.held);
                 self.say(&text, out);
             }
-            State::Between | State::ResponseStart | State::Response | State::Untagged => {
+            State::Between | State::ResponseStart | State::Response | State::Untagged | State::WordForWord => {
                 let text = std::mem::take(&mut self.held);
                 self.say(&text, out);
             }
@@ -123,11 +133,15 @@ impl OutputParser {
             State::ReasoningStart => self.skip(THINK, State::ReasoningTagged, State::Reasoning),
             State::ReasoningTagged => self.skip("\n", State::Reasoning, State::Reasoning),
             State::ResponseStart => self.skip("\n", State::Response, State::Response),
-            State::Reasoning => self.until(END_OF_THINK, |_, text, out| reasoning(text, out), out),
-            State::Response => self.until(END_OF_RESPONSE, Self::say, out),
+            State::Reasoning => self.until(END_OF_THINK, self.answer, |_, text, out| reasoning(text, out), out),
+            State::Response => self.until(END_OF_RESPONSE, State::Between, Self::say, out),
             State::Between => self.between(),
             State::Untagged => self.untagged(out),
             State::ToolCall => self.tool_call(out),
+            State::WordForWord => {
+                content(&std::mem::take(&mut self.held), out);
+                Progress::Wait
+            }
         }
     }
 
@@ -149,12 +163,18 @@ impl OutputParser {
     }
 
     /// Hands out text up to a tag, without one line break before it.
-    fn until(&mut self, tag: &str, part: fn(&mut Self, &str, &mut Vec<Part>), out: &mut Vec<Part>) -> Progress {
+    fn until(
+        &mut self,
+        tag: &str,
+        next: State,
+        part: fn(&mut Self, &str, &mut Vec<Part>),
+        out: &mut Vec<Part>,
+    ) -> Progress {
         if let Some(at) = self.held.find(tag) {
             let text = self.held[..at].to_owned();
             self.held.drain(..at + tag.len());
             part(self, text.strip_suffix('\n').unwrap_or(&text), out);
-            return self.enter(State::Between);
+            return self.enter(next);
         }
         let keep = beginning(&self.held, tag);
         let ready = self.held.len() - keep;
@@ -408,6 +428,19 @@ mod tests {
         assert_eq!(Opening::of("User: say <think>", "say <think>"), Opening::Answer);
         assert_eq!(parse(Opening::Answer, &["Hello\n", "you\n"]), [said("Hello\nyou\n")]);
         assert_eq!(parse(Opening::Answer, &["\n<thi", "nk>\nso\n</think>\n\nHello"]), [thought("so"), said("Hello")]);
+    }
+
+    #[test]
+    fn word_for_word_tags_after_the_reasoning_mean_nothing() {
+        let text = "why\n</think>\n{\"a\": \"<think>x</think><tool_call>{}</tool_call>\"}\n\n";
+        let said_so = said("\n{\"a\": \"<think>x</think><tool_call>{}</tool_call>\"}\n\n");
+        for cut in 0..=text.len() {
+            let (mut parser, mut out) = (OutputParser::word_for_word(), Vec::new());
+            parser.push(&text[..cut], &mut out);
+            parser.push(&text[cut..], &mut out);
+            parser.finish(&mut out);
+            assert_eq!(out, [thought("why"), said_so.clone()], "{cut}");
+        }
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::executor::RowScore;
-use crate::sampling::{Chosen, SampleError, Sampler, Scratch};
+use crate::sampling::{Chosen, Narrowing, SampleError, Sampler, Scratch};
 
 use super::admission::Permit;
+use super::guide::{Guide, GuideError, Next};
 use super::handle::{Reader, Submission};
 use super::observer::{Outcome, RequestReport};
 use super::prompt_output::PromptLogprob;
@@ -22,6 +23,7 @@ use super::tally::Tally;
 pub(super) struct Client {
     id: String,
     sampler: Sampler,
+    guide: Option<Box<dyn Guide>>,
     tally: Tally,
     events: mpsc::Sender<Event>,
     reader: Arc<Reader>,
@@ -35,8 +37,9 @@ pub(super) struct Client {
     /// Rows that the sum of hidden states is made of.
     pooled: usize,
     stop_token_ids: Vec<u32>,
-    /// Empty when the request ignores them.
+    /// Those that end the answer: empty when the request ignores them and no guide says when it is over.
     eos_token_ids: Arc<[u32]>,
+    ignore_eos: bool,
     /// Since when the reader has had no room for a token.
     stalled: Option<Instant>,
     preemptions: u32,
@@ -62,6 +65,15 @@ pub(super) enum Fate {
     Ends(End),
 }
 
+/// Why no token could be chosen. The sentence is for the caller.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unchosen {
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    #[error(transparent)]
+    Guide(#[from] GuideError),
+}
+
 /// What follows from a delivered token.
 pub(super) enum Delivery {
     /// The next token.
@@ -85,7 +97,7 @@ impl Client {
         priority_ageing: Duration,
         model_digest: &[u8; 32],
     ) -> (Self, NewSequence) {
-        let Submission { request, sampler, max_tokens, tally, events, reader, permit } = submission;
+        let Submission { request, sampler, guide, max_tokens, tally, events, reader, permit } = submission;
         let arrival = i64::try_from(tally.accepted().saturating_duration_since(epoch).as_micros()).unwrap_or(i64::MAX);
         let ageing = i64::try_from(priority_ageing.as_micros()).unwrap_or(i64::MAX);
         let prompt_tokens = request.prompt.len();
@@ -111,7 +123,10 @@ impl Client {
         };
         let client = Self {
             id: request.id,
+            eos_token_ids: if request.ignore_eos && guide.is_none() { Arc::default() } else { request.eos_token_ids },
+            ignore_eos: request.ignore_eos,
             sampler,
+            guide,
             tally,
             events,
             reader,
@@ -123,7 +138,6 @@ impl Client {
             unscored,
             pooled,
             stop_token_ids: request.stop_token_ids,
-            eos_token_ids: if request.ignore_eos { Arc::default() } else { request.eos_token_ids },
             stalled: None,
             preemptions: 0,
         };
@@ -176,12 +190,21 @@ impl Client {
     }
 
     /// Chooses its next token from a row of logits, which is spoilt.
-    pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, SampleError> {
+    pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, Unchosen> {
         let position = self.tally.usage().completion_tokens;
         let too_early = position < self.min_tokens;
-        let ends: &[&[u32]] = &[&self.eos_token_ids, &self.stop_token_ids];
-        let banned = if too_early { ends } else { &[] };
-        self.sampler.sample(logits, position, banned, scratch)
+        let next = self.guide.as_mut().map(|guide| guide.next()).transpose()?;
+        let stops: &[u32] = if too_early { &self.stop_token_ids } else { &[] };
+        let eos = |banned: bool| if banned { &self.eos_token_ids[..] } else { &[] };
+        let (banned, mask): ([&[u32]; 3], _) = match next {
+            None => ([eos(too_early), stops, &[]], None),
+            Some(Next::Free(never)) => ([eos(true), stops, never], None),
+            // Ignored where there is something else to say.
+            Some(Next::Within(mask)) => ([eos(too_early || self.ignore_eos), stops, &[]], Some(mask)),
+            Some(Next::Over(ends)) => ([&[]; 3], Some(ends)),
+        };
+        let narrowing = Narrowing { banned: &banned, mask, alone: matches!(next, Some(Next::Over(_))) };
+        Ok(self.sampler.sample(logits, position, narrowing, scratch)?)
     }
 
     /// Sends a token; the latency that it ends is given too: to the first token, or between two.
@@ -205,6 +228,9 @@ impl Client {
             self.fall_behind(now);
             Delivery::ReaderBehind
         };
+        if let Some(guide) = self.guide.as_mut().filter(|_| !matches!(delivery, Delivery::Complete(_))) {
+            guide.advance(id);
+        }
         (delivery, latency)
     }
 

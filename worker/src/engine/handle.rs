@@ -11,6 +11,7 @@ use futures::Stream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::{Admission, Full, Permit};
+use super::guide::Guide;
 use super::load::Load;
 use super::observer::Observer;
 use super::request::{
@@ -90,6 +91,7 @@ pub(super) enum Command {
 pub(super) struct Submission {
     pub(super) request: Request,
     pub(super) sampler: Sampler,
+    pub(super) guide: Option<Box<dyn Guide>>,
     /// Most output tokens, with those emitted earlier.
     pub(super) max_tokens: usize,
     pub(super) tally: Tally,
@@ -142,10 +144,19 @@ impl EngineHandle {
     /// # Errors
     /// [`Rejected`], whose [`kind`](Rejected::kind) gives the status.
     pub fn submit(&self, request: Request) -> Result<EventStream, Rejected> {
-        self.admit(request).inspect_err(|rejected| self.shared.observer.rejected(rejected.kind()))
+        self.submit_guided(request, None)
     }
 
-    fn admit(&self, request: Request) -> Result<EventStream, Rejected> {
+    /// The same for a request whose answer a guide follows, which has heard of the tokens emitted earlier. The request needs
+    /// end-of-sequence tokens: with one of them the answer ends where the guide says so, also when it ignores them elsewhere.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn submit_guided(&self, request: Request, guide: Option<Box<dyn Guide>>) -> Result<EventStream, Rejected> {
+        self.admit(request, guide).inspect_err(|rejected| self.shared.observer.rejected(rejected.kind()))
+    }
+
+    fn admit(&self, request: Request, guide: Option<Box<dyn Guide>>) -> Result<EventStream, Rejected> {
         let shared = &*self.shared;
         let accepted = Instant::now();
         self.refuse_unless_serving()?;
@@ -174,7 +185,7 @@ impl EngineHandle {
             tally,
             ended: false,
         };
-        let submission = Submission { request, sampler, max_tokens, tally, events, reader, permit };
+        let submission = Submission { request, sampler, guide, max_tokens, tally, events, reader, permit };
         // The channel holds as many submissions as there are permits, so it is never full.
         match shared.bell.commands.try_send(Command::Submit(Box::new(submission))) {
             Ok(()) => Ok(stream),

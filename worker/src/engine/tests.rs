@@ -2,6 +2,7 @@
 
 mod answers;
 mod ends;
+mod guides;
 mod hash_executor;
 mod overload;
 mod prompts;

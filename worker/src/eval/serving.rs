@@ -6,7 +6,7 @@ use crate::engine::scheduler::{Bounds, NewSequence, Pace, Scheduler, SequenceId,
 use crate::executor::{ExecuteError, Executor, LogitRows, SequenceStep};
 use crate::model::ModelExecutor;
 use crate::model::trace::Trace;
-use crate::sampling::{Sampler, SamplingParams, Scratch};
+use crate::sampling::{Narrowing, Sampler, SamplingParams, Scratch};
 
 use super::evaluate::{Figures, Sequence};
 
@@ -176,7 +176,7 @@ impl<'a> Serving<'a> {
         if continuation.tokens.len() < self.wanted.generate {
             let row = &logits[logits.len() - self.executor.geometry().vocab..];
             let position = continuation.tokens.len() as u32;
-            let chosen = sampler.sample(&mut row.to_vec(), position, &[], &mut self.scratch);
+            let chosen = sampler.sample(&mut row.to_vec(), position, Narrowing::default(), &mut self.scratch);
             let chosen = chosen.map_err(|error| ExecuteError::Failed(error.to_string()))?;
             continuation.tokens.push(chosen.id);
             continuation.logits.extend_from_slice(row);

@@ -12,7 +12,11 @@ fn sampler(params: SamplingParams) -> Sampler {
 }
 
 fn draw(params: &SamplingParams, position: u32) -> u32 {
-    sampler(params.clone()).sample(&mut logits(), position, &[], &mut Scratch::default()).unwrap().id
+    sampler(params.clone()).sample(&mut logits(), position, Narrowing::default(), &mut Scratch::default()).unwrap().id
+}
+
+fn banning<'a>(banned: &'a [&'a [u32]]) -> Narrowing<'a> {
+    Narrowing { banned, ..Narrowing::default() }
 }
 
 /// How often each token is drawn, over many positions.
@@ -20,7 +24,8 @@ fn frequencies(params: &SamplingParams, draws: u32) -> Vec<u32> {
     let mut counts = vec![0; VOCAB];
     let mut scratch = Scratch::default();
     for position in 0..draws {
-        let chosen = sampler(params.clone()).sample(&mut logits(), position, &[], &mut scratch).unwrap();
+        let chosen =
+            sampler(params.clone()).sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap();
         counts[chosen.id as usize] += 1;
     }
     counts
@@ -57,7 +62,7 @@ fn temperature_zero_takes_the_best_token_and_the_first_among_equals() {
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let mut tied = vec![0.0; VOCAB];
     (tied[700], tied[300]) = (2.0, 2.0);
-    let chosen = sampler(greedy).sample(&mut tied, 0, &[], &mut Scratch::default()).unwrap();
+    let chosen = sampler(greedy).sample(&mut tied, 0, Narrowing::default(), &mut Scratch::default()).unwrap();
     assert_eq!(chosen, Chosen { id: 300, logprobs: None });
 }
 
@@ -109,8 +114,9 @@ fn a_token_depends_on_seed_choice_and_position_only() {
     assert_ne!(first, (0..50).map(|position| draw(&other_seed, position)).collect::<Vec<_>>());
     let mut other_choice = Sampler::new(params, 1, VOCAB, &[], &[]).unwrap();
     let mut scratch = Scratch::default();
-    let other: Vec<u32> =
-        (0..50).map(|position| other_choice.sample(&mut logits(), position, &[], &mut scratch).unwrap().id).collect();
+    let other: Vec<u32> = (0..50)
+        .map(|position| other_choice.sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap().id)
+        .collect();
     assert_ne!(first, other);
 }
 
@@ -123,7 +129,8 @@ fn temperatures_next_to_zero_and_extreme_logits_choose_the_best_token() {
     }
     let mut extreme = vec![-3e38; VOCAB];
     extreme[5] = 3e38;
-    let chosen = sampler(SamplingParams::default()).sample(&mut extreme, 0, &[], &mut Scratch::default());
+    let chosen =
+        sampler(SamplingParams::default()).sample(&mut extreme, 0, Narrowing::default(), &mut Scratch::default());
     assert_eq!(chosen.unwrap().id, 5);
 }
 
@@ -135,7 +142,7 @@ fn logprobs_are_those_of_the_raw_distribution() {
         logprobs: Some(3),
         ..SamplingParams::default()
     };
-    let chosen = sampler(params).sample(&mut logits(), 0, &[], &mut Scratch::default()).unwrap();
+    let chosen = sampler(params).sample(&mut logits(), 0, Narrowing::default(), &mut Scratch::default()).unwrap();
     assert_eq!(chosen.id, 123);
     let raw = logits();
     let log_sum_exp = raw.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
@@ -150,10 +157,12 @@ fn logprobs_are_those_of_the_raw_distribution() {
 
 #[test]
 fn no_logprobs_are_worked_out_unless_asked_for() {
-    let none = sampler(SamplingParams::default()).sample(&mut logits(), 0, &[], &mut Scratch::default()).unwrap();
+    let none = sampler(SamplingParams::default())
+        .sample(&mut logits(), 0, Narrowing::default(), &mut Scratch::default())
+        .unwrap();
     assert_eq!(none.logprobs, None);
     let chosen_only = SamplingParams { logprobs: Some(0), ..SamplingParams::default() };
-    let chosen = sampler(chosen_only).sample(&mut logits(), 0, &[], &mut Scratch::default()).unwrap();
+    let chosen = sampler(chosen_only).sample(&mut logits(), 0, Narrowing::default(), &mut Scratch::default()).unwrap();
     assert_eq!(chosen.logprobs.map(|logprobs| logprobs.top), Some(vec![]));
 }
 
@@ -189,8 +198,9 @@ fn a_chosen_token_is_penalised_from_the_next_one_on() {
     let mut row = vec![0.0; VOCAB];
     (row[8], row[9]) = (3.0, 2.0);
     let mut scratch = Scratch::default();
-    let ids: Vec<u32> =
-        (0..4).map(|position| sampler.sample(&mut row.clone(), position, &[], &mut scratch).unwrap().id).collect();
+    let ids: Vec<u32> = (0..4)
+        .map(|position| sampler.sample(&mut row.clone(), position, Narrowing::default(), &mut scratch).unwrap().id)
+        .collect();
     assert_eq!(ids, [8, 9, 8, 0]);
 }
 
@@ -208,8 +218,8 @@ fn a_sampler_that_resumes_equals_one_that_never_stopped() {
     let mut output = Vec::new();
     for position in 0..40 {
         let mut resumed = Sampler::new(params.clone(), 2, VOCAB, &[1, 2], &output).unwrap();
-        let token = whole.sample(&mut logits(), position, &[], &mut scratch).unwrap().id;
-        assert_eq!(resumed.sample(&mut logits(), position, &[], &mut scratch).unwrap().id, token);
+        let token = whole.sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap().id;
+        assert_eq!(resumed.sample(&mut logits(), position, Narrowing::default(), &mut scratch).unwrap().id, token);
         output.push(token);
     }
 }
@@ -227,12 +237,12 @@ fn bad_words_are_never_completed_and_banned_tokens_never_chosen() {
     (row[7], row[6], row[5], row[9], row[8]) = (9.0, 8.0, 7.0, 6.0, 5.0);
     let mut after_one = Sampler::new(params.clone(), 0, VOCAB, &[8], &[8]).unwrap();
     assert_eq!(
-        after_one.sample(&mut row.clone(), 1, &[&[5]], &mut scratch).unwrap().id,
+        after_one.sample(&mut row.clone(), 1, banning(&[&[5]]), &mut scratch).unwrap().id,
         9,
         "the prompt does not count"
     );
     let mut after_two = Sampler::new(params, 0, VOCAB, &[], &[3, 8, 8]).unwrap();
-    assert_eq!(after_two.sample(&mut row, 3, &[&[5]], &mut scratch).unwrap().id, 8);
+    assert_eq!(after_two.sample(&mut row, 3, banning(&[&[5]]), &mut scratch).unwrap().id, 8);
 }
 
 #[test]
@@ -240,7 +250,7 @@ fn when_everything_is_forbidden_the_answer_ends_with_a_sentence() {
     let banned: Vec<u32> = (0..VOCAB as u32).collect();
     for temperature in [0.0, 1.0] {
         let params = SamplingParams { temperature, ..SamplingParams::default() };
-        let result = sampler(params).sample(&mut logits(), 0, &[&banned], &mut Scratch::default());
+        let result = sampler(params).sample(&mut logits(), 0, banning(&[&banned]), &mut Scratch::default());
         assert_eq!(result, Err(SampleError::NothingAllowed));
     }
 }
@@ -250,7 +260,8 @@ fn a_logit_that_is_not_finite_is_an_error_that_names_the_token() {
     for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut row = logits();
         row[998] = odd;
-        let result = sampler(SamplingParams::default()).sample(&mut row, 0, &[], &mut Scratch::default());
+        let result =
+            sampler(SamplingParams::default()).sample(&mut row, 0, Narrowing::default(), &mut Scratch::default());
         assert_eq!(result, Err(SampleError::NotFinite(998)));
     }
 }
@@ -262,7 +273,36 @@ fn equal_logits_are_equally_likely() {
     let mut scratch = Scratch::default();
     for position in 0..8000 {
         let mut sampler = Sampler::new(params.clone(), 0, 8, &[], &[]).unwrap();
-        counts[sampler.sample(&mut [1.5; 8], position, &[], &mut scratch).unwrap().id as usize] += 1;
+        counts[sampler.sample(&mut [1.5; 8], position, Narrowing::default(), &mut scratch).unwrap().id as usize] += 1;
     }
     assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn only_tokens_of_the_mask_are_chosen_and_it_has_the_last_word() {
+    let mask = Mask::of([5, 6], VOCAB);
+    let params = SamplingParams { logit_bias: vec![(5, -100.0)], top_k: 1, ..SamplingParams::default() };
+    let mut scratch = Scratch::default();
+    let mut choose = |narrowing| sampler(params.clone()).sample(&mut logits(), 0, narrowing, &mut scratch);
+    let within = Narrowing { mask: Some(&mask), ..Narrowing::default() };
+    assert_eq!(choose(within).unwrap().id, 6);
+    let banned: &[&[u32]] = &[&[6]];
+    assert_eq!(choose(Narrowing { banned, ..within }), Err(SampleError::NothingAllowed));
+    assert_eq!(choose(Narrowing { banned, alone: true, ..within }).unwrap().id, 5, "a bias does not count");
+}
+
+#[test]
+fn a_masked_choice_draws_from_the_distribution_that_is_left() {
+    let mask = Mask::of((0..VOCAB as u32).filter(|id| id % 2 == 0), VOCAB);
+    let params = SamplingParams { seed: 4, top_k: 12, ..SamplingParams::default() };
+    let mut scratch = Scratch::default();
+    for position in 0..200 {
+        let mut bare = logits();
+        mask.apply(&mut bare);
+        let narrowing = Narrowing { mask: Some(&mask), ..Narrowing::default() };
+        let chosen = sampler(params.clone()).sample(&mut logits(), position, narrowing, &mut scratch).unwrap();
+        assert_eq!(chosen.id % 2, 0);
+        let best = Survivors::default().best(&bare, 12).iter().any(|candidate| candidate.id == chosen.id);
+        assert!(best, "top_k counts what the mask leaves");
+    }
 }

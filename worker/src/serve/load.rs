@@ -8,6 +8,7 @@ use super::{Worker, failure};
 use crate::{
     chat::ChatTemplate,
     cli::{ServeArgs, VERSION},
+    constraint::Grammars,
     engine::{self, Engine, EngineConfig, EngineHandle, Health, Observer, StartError},
     executor::Executor,
     model::{
@@ -75,13 +76,20 @@ impl Worker {
         let engine = Engine::start(executor, config, observer)
             .map_err(|error| failure(reason_of(&error), sentence_of(&error)))?;
         self.timed(Phase::Engine.as_str(), measured(&engine)).await;
+        let eos_token_ids: Arc<[u32]> = checkpoint.generation.eos_token_ids.clone().into();
         let served = Served {
             name: self.name.clone(),
             architecture: checkpoint.config.model_type().to_owned(),
             dtype: plan.dtype.to_string(),
             numerics,
             adapters,
-            eos_token_ids: checkpoint.generation.eos_token_ids.clone().into(),
+            grammars: Grammars::new(
+                Arc::clone(&tokenizer),
+                checkpoint.config.vocab_size,
+                Arc::clone(&eos_token_ids),
+                self.metrics.clone(),
+            ),
+            eos_token_ids,
             defaults,
             tokenizer,
             template,

@@ -4,10 +4,11 @@ use ernie_proto::ernie::v1;
 use tonic::Status;
 
 use super::{
+    constraint::constraint,
     request::{check_ids, encode},
     status::{invalid, quoted},
 };
-use crate::{sampling::SamplingParams, tokenizer::Tokenizer};
+use crate::{constraint::Constraint, sampling::SamplingParams, tokenizer::Tokenizer};
 
 /// Most stop strings.
 const MAX_STOPS: usize = 16;
@@ -49,6 +50,8 @@ pub struct Generation {
     pub truncate_prompt: Option<usize>,
     /// Log-probabilities of the prompt's tokens, and of so many of the best beside each.
     pub prompt_logprobs: Option<u32>,
+    /// What the answer must be.
+    pub constraint: Option<Constraint>,
 }
 
 /// What a model allows a request.
@@ -91,6 +94,7 @@ pub fn generation(
         include_stop_str_in_output,
         truncate_prompt_tokens,
         prompt_logprobs,
+        constraint: asked,
     } = params.unwrap_or_default();
     let mut logit_bias: Vec<_> = logit_bias.into_iter().collect();
     logit_bias.sort_by_key(|&(id, _)| id);
@@ -136,6 +140,7 @@ pub fn generation(
         include_stop: include_stop_str_in_output,
         truncate_prompt: truncation(truncate_prompt_tokens)?,
         prompt_logprobs: prompt_scores(prompt_logprobs)?,
+        constraint: asked.map(constraint).transpose()?,
     })
 }
 

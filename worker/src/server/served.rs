@@ -7,6 +7,7 @@ use tonic::Status;
 use super::{arrival::TextBudget, status};
 use crate::{
     chat::ChatTemplate,
+    constraint::Grammars,
     engine::{self, EngineHandle},
     sampling::SamplingParams,
     tokenizer::Tokenizer,
@@ -32,6 +33,8 @@ pub struct Served {
     pub tokenizer: Arc<Tokenizer>,
     /// Conversation to text, when the model has a template.
     pub template: Option<ChatTemplate>,
+    /// What answers can be constrained to.
+    pub grammars: Grammars,
     /// How much text is worked on at once.
     pub text: TextBudget,
     /// Where requests go.

@@ -11,10 +11,12 @@ use super::{
     prompt::Prepared,
     resume::{Ends, Resume, replay},
     served::Served,
-    status,
+    status::{self, invalid},
     text::AnswerText,
 };
 use crate::{
+    chat::output::Opening,
+    constraint::{Constraint, ConstraintError, Grammar},
     engine::{self, PromptOutput, Rejected},
     sampling::SamplingParams,
     tokenizer::TextStream,
@@ -119,6 +121,7 @@ pub(super) fn submit(
     resume: Resume,
 ) -> Result<Submitted, Status> {
     generation.sampling.bad_words = banned_sequences(&generation.bad_words, &served.tokenizer)?;
+    let grammar = grammar(served, generation.constraint.as_ref())?;
     let Prepared { ids, mut echo, parts } = make(served, generation.truncate_prompt)?;
     let seed = generation.sampling.seed;
     let prompt_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
@@ -141,13 +144,17 @@ pub(super) fn submit(
         0 => usize::MAX,
         emitted => room(served, &request, emitted)?,
     };
-    let eos: &[u32] = if request.ignore_eos { &[] } else { &request.eos_token_ids };
+    let constrained = grammar.is_some();
+    // A constraint says where an answer ends, which then ends there.
+    let eos: &[u32] = if request.ignore_eos && !constrained { &[] } else { &request.eos_token_ids };
     let ends = Ends { eos, stop: &request.stop_token_ids };
     let mut begin = |choice: u32| {
         let stream = if generation.include_stop { TextStream::including_stop } else { TextStream::new };
         let id = &caller.request_id;
         let calls = if choice == 0 { id.clone() } else { format!("{id}-{choice}") };
-        let text = AnswerText::new(stream(generation.stops.clone()), parts, calls);
+        let stream = stream(generation.stops.clone());
+        let text =
+            if constrained { AnswerText::constrained(stream, parts) } else { AnswerText::new(stream, parts, calls) };
         let resume = Resume { choice, ..resume.clone() };
         let replayed = replay(&resume, text, ends, most, &served.tokenizer, &mut echo)?;
         if let Some(end) = replayed.end {
@@ -157,7 +164,13 @@ pub(super) fn submit(
         // The prompt is told once.
         let prompt_output = prompt_output.filter(|_| choice == 0 || generation.choices == 1);
         let request = engine::Request { choice, prompt_output, emitted: resume.emitted, ..request.clone() };
-        let events = served.engine.submit(request).map_err(|rejected| status::rejected(&rejected))?;
+        let guide = grammar.as_ref().map(|grammar| {
+            let thinks = parts == Some(Opening::Reasoning);
+            let unfit = |error: ConstraintError| invalid("resume.emitted_token_ids", error.to_string());
+            grammar.start(thinks, &request.emitted).map_err(unfit)
+        });
+        let events =
+            served.engine.submit_guided(request, guide.transpose()?).map_err(|rejected| status::rejected(&rejected))?;
         Ok(Begun { replayed, source: Source::Engine(events) })
     };
     // Dropping the streams of those that were taken withdraws them.
@@ -165,6 +178,13 @@ pub(super) fn submit(
     let choices = choices?;
     let prompt_scores = if prompt_output.is_some() { prompt_tokens.saturating_sub(1) } else { 0 };
     Ok(Submitted { choices, seed, prompt_tokens, prompt_scores, echo, stops: generation.stops })
+}
+
+/// What the answer must be, compiled.
+fn grammar(served: &Served, asked: Option<&Constraint>) -> Result<Option<Arc<Grammar>>, Status> {
+    let Some(asked) = asked else { return Ok(None) };
+    let field = || format!("sampling.constraint.{}", asked.field());
+    served.grammars.compile(asked).map(Some).map_err(|error| invalid(&field(), error.to_string()))
 }
 
 /// The most output tokens of a request of which so many have arrived.

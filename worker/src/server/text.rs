@@ -21,6 +21,12 @@ impl AnswerText {
         Self { text, parser: parts.map(OutputParser::new), request_id, calls: 0 }
     }
 
+    /// The text of a constrained answer: word for word, after the reasoning that its prompt may have opened.
+    pub(super) fn constrained(text: TextStream, parts: Option<Opening>) -> Self {
+        let parser = (parts == Some(Opening::Reasoning)).then(OutputParser::word_for_word);
+        Self { text, parser, request_id: String::new(), calls: 0 }
+    }
+
     /// Adds to a message what is final with the next token. Returns the stop string that ended the text.
     pub(super) fn push(&mut self, tokenizer: &Tokenizer, id: u32, delta: &mut v1::Delta) -> Option<Stopped> {
         let Some(parser) = &mut self.parser else {

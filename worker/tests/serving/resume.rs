@@ -1,8 +1,8 @@
 //! Answers that were cut off go on, byte for byte, as if they had not been.
 
 use ernie_proto::ernie::v1::{
-    ChatRequest, CompleteRequest, Done, FinishReason, Resume, SamplingParams, ToolCall, Usage,
-    inference_client::InferenceClient,
+    ChatRequest, Choices, CompleteRequest, Constraint, Done, FinishReason, Resume, SamplingParams, ToolCall, Usage,
+    constraint::Kind, inference_client::InferenceClient,
 };
 use tonic::{Code, Status, transport::Channel};
 
@@ -210,6 +210,56 @@ async fn reasoning_and_tool_calls_equal_uncut_ones() {
     let whole =
         equals_uncut_wherever_it_is_cut("a call cut short", &mut client, Ask::Chat(chat("hello", greedy(9)))).await;
     assert_eq!(whole.done.finish_reason(), FinishReason::Length);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn constrained_answers_equal_uncut_ones() {
+    let worker = Running::start(&[]).await;
+    let mut client = worker.client().await;
+    let schema = r#"{"type": "object", "properties": {"a": {"enum": ["x", "yes"]}, "b": {"type": "boolean"}},
+        "required": ["a", "b"], "additionalProperties": false}"#;
+    for (what, kind) in [
+        ("a schema", Kind::JsonSchema(schema.to_owned())),
+        ("an expression", Kind::Regex("[a-z]{3,12}( [a-z]{2,9}){2}".to_owned())),
+    ] {
+        let constraint = Some(Constraint { kind: Some(kind) });
+        let seeded = SamplingParams {
+            temperature: Some(1.0),
+            seed: Some(3),
+            max_tokens: Some(150),
+            frequency_penalty: Some(0.3),
+            constraint,
+            ..Default::default()
+        };
+        let ignoring = SamplingParams { ignore_eos: true, ..seeded.clone() };
+        for sampling in [seeded, ignoring] {
+            let ask = Ask::Complete(complete(PROMPT, sampling));
+            let whole = equals_uncut_wherever_it_is_cut(what, &mut client, ask).await;
+            assert_eq!(whole.done.finish_reason(), FinishReason::Stop);
+        }
+    }
+    let folder = thinking::model();
+    let worker = thinking::start(&folder).await;
+    let options = vec!["so it is".to_owned(), "<tool_call>no</tool_call>".to_owned()];
+    let constraint = Some(Constraint { kind: Some(Kind::Choice(Choices { options })) });
+    let request = chat("hello", SamplingParams { constraint, ..greedy(40) });
+    let mut client = worker.client().await;
+    let whole = equals_uncut_wherever_it_is_cut("behind reasoning", &mut client, Ask::Chat(request)).await;
+    assert_eq!(whole.done.finish_reason(), FinishReason::Stop);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_a_constraint_does_not_allow_are_not_gone_on_with() {
+    let worker = Running::start(&[]).await;
+    let mut client = worker.client().await;
+    let free = Ask::Complete(complete(PROMPT, greedy(10))).ask(&mut client).await.expect("an answer");
+    let resume = Received::before(&free, 5).resume(&free);
+    let constraint = Some(Constraint { kind: Some(Kind::Regex("[0-9]+".to_owned())) });
+    let sampling = SamplingParams { constraint, ..greedy(10) };
+    let ask = Ask::Complete(complete(PROMPT, sampling)).with(Some(resume), "");
+    let status = ask.ask(&mut client).await.expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().starts_with("resume.emitted_token_ids: has at 0 the token "), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

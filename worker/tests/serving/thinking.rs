@@ -108,11 +108,11 @@ pub(super) async fn start(folder: &TempDir) -> Running {
     running
 }
 
-fn reasoning(answer: &Answer) -> String {
+pub(super) fn reasoning(answer: &Answer) -> String {
     answer.deltas.iter().map(|delta| delta.reasoning_content.as_str()).collect()
 }
 
-fn calls(answer: &Answer) -> Vec<ToolCall> {
+pub(super) fn calls(answer: &Answer) -> Vec<ToolCall> {
     answer.deltas.iter().flat_map(|delta| delta.tool_calls.clone()).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use super::hash_executor::{VOCAB, cell, row};
 use super::{FinishReason, Request};
-use crate::sampling::{Sampler, Scratch};
+use crate::sampling::{Narrowing, Sampler, Scratch};
 
 /// The new tokens of an answer, and why it ends.
 pub(super) fn answer(request: &Request, context: usize) -> (Vec<u32>, FinishReason) {
@@ -24,7 +24,8 @@ pub(super) fn answer(request: &Request, context: usize) -> (Vec<u32>, FinishReas
         let mut logits = row(tokens.enumerate().map(|(place, &token)| cell(token, position(place), adapter)));
         let early = output.len() < request.min_tokens as usize;
         let banned: [&[u32]; 2] = if early { [&ends, &request.stop_token_ids] } else { [&[], &[]] };
-        let token = sampler.sample(&mut logits, output.len() as u32, &banned, &mut scratch).unwrap().id;
+        let narrowing = Narrowing { banned: &banned, ..Narrowing::default() };
+        let token = sampler.sample(&mut logits, output.len() as u32, narrowing, &mut scratch).unwrap().id;
         output.push(token);
         let reason = if ends.contains(&token) {
             FinishReason::EndOfSequence(token)

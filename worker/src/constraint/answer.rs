@@ -1,0 +1,110 @@
+//! The guide of one answer.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use super::matcher::{Matcher, Place};
+use super::pool::Done;
+use super::thinking::Reasoning;
+use super::{ConstraintError, Grammar};
+use crate::engine::{Guide, GuideError, Next};
+
+/// Follows one answer.
+pub(super) struct Answer {
+    grammar: Arc<Grammar>,
+    /// While it thinks.
+    reasoning: Option<Reasoning>,
+    state: State,
+}
+
+enum State {
+    /// It is known what may come next.
+    At(Matcher, Place),
+    /// That is being worked out.
+    Moving(Receiver<Done>),
+    /// That cannot be worked out.
+    Lost(GuideError),
+}
+
+impl Answer {
+    /// Of an answer that goes on after `emitted`.
+    pub(super) fn new(grammar: Arc<Grammar>, thinks: bool, emitted: &[u32]) -> Result<Self, ConstraintError> {
+        let mut reasoning = thinks.then(Reasoning::default);
+        let mut thought = 0;
+        while let Some(thinking) = &mut reasoning
+            && let Some(&id) = emitted.get(thought)
+        {
+            thought += 1;
+            if thinking.ends(&grammar.vocabulary.tokenizer, id) {
+                reasoning = None;
+            }
+        }
+        let (mut matcher, mut place) = (grammar.matcher.fork(), grammar.first.clone());
+        let said = &emitted[thought..];
+        if !said.is_empty() {
+            let fits = matcher.allows(said);
+            if fits < said.len() {
+                let at = thought + fits;
+                let sentence = format!("has at {at} the token {}, which the constraint does not allow", said[fits]);
+                return Err(ConstraintError(sentence));
+            }
+            let moved = matcher.advance(said).and_then(|()| matcher.look(&grammar.vocabulary));
+            place = moved.map_err(|error| ConstraintError(format!("cannot be gone on with: {error}")))?;
+        }
+        Ok(Self { grammar, reasoning, state: State::At(matcher, place) })
+    }
+
+    /// Waits for what is being worked out.
+    fn settle(&mut self) {
+        let State::Moving(done) = &self.state else { return };
+        let begun = Instant::now();
+        let done = done.recv();
+        let observer = &self.grammar.observer;
+        observer.waited(begun.elapsed());
+        self.state = match done {
+            Ok(Done { matcher, place: Ok(place), took }) => {
+                observer.masked(took);
+                State::At(matcher, place)
+            }
+            Ok(Done { place: Err(error), .. }) => State::lost(&error),
+            Err(_gone) => State::lost("the grammar's interpreter failed"),
+        };
+    }
+}
+
+impl State {
+    fn lost(error: &str) -> Self {
+        Self::Lost(GuideError(format!("sampling.constraint cannot be followed any further: {error}")))
+    }
+}
+
+impl Guide for Answer {
+    fn next(&mut self) -> Result<Next<'_>, GuideError> {
+        if let Some(reasoning) = self.reasoning {
+            return Ok(Next::Free(self.grammar.vocabulary.crossings.after(reasoning)));
+        }
+        self.settle();
+        match &self.state {
+            State::At(_, Place::Within(mask)) => Ok(Next::Within(mask)),
+            State::At(_, Place::Over) => Ok(Next::Over(&self.grammar.vocabulary.ends)),
+            State::Lost(error) => Err(error.clone()),
+            State::Moving(_) => Err(GuideError("the grammar's interpreter failed".to_owned())),
+        }
+    }
+
+    fn advance(&mut self, token: u32) {
+        if let Some(reasoning) = &mut self.reasoning {
+            if reasoning.ends(&self.grammar.vocabulary.tokenizer, token) {
+                self.reasoning = None;
+            }
+            return;
+        }
+        self.settle();
+        let state = std::mem::replace(&mut self.state, State::lost("the engine went on behind its end"));
+        if let State::At(matcher, Place::Within(_)) = state {
+            let vocabulary = Arc::clone(&self.grammar.vocabulary);
+            self.state = State::Moving(self.grammar.pool.advance(matcher, token, vocabulary));
+        }
+    }
+}

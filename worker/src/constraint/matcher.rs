@@ -1,0 +1,76 @@
+//! One place in one answer.
+
+use std::sync::Arc;
+
+use llguidance::TokenParser;
+
+use super::vocabulary::Vocabulary;
+use crate::sampling::Mask;
+
+/// What may come at a place of an answer.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// These tokens; those that end the answer are among them where it may end.
+    Within(Arc<Mask>),
+    /// Nothing but the end.
+    Over,
+}
+
+/// Follows an answer through a grammar.
+pub(super) struct Matcher(llguidance::Matcher);
+
+impl Matcher {
+    pub(super) fn new(parser: TokenParser) -> Self {
+        Self(llguidance::Matcher::new(Ok(parser)))
+    }
+
+    /// A matcher at the same place that shares nothing with this one, so that no answer depends on another.
+    pub(super) fn fork(&self) -> Self {
+        Self(self.0.deep_clone())
+    }
+
+    /// Takes tokens, none of which ends the answer.
+    ///
+    /// # Errors
+    /// A sentence when one of them is not allowed, or the grammar is too complex.
+    pub(super) fn advance(&mut self, tokens: &[u32]) -> Result<(), String> {
+        self.0.consume_tokens(tokens).map_err(|error| sentence(&error.to_string()))
+    }
+
+    /// How many of these tokens may come, in order. It stays where it is.
+    pub(super) fn allows(&mut self, tokens: &[u32]) -> usize {
+        self.0.validate_tokens(tokens).unwrap_or(0)
+    }
+
+    /// What may come next.
+    ///
+    /// # Errors
+    /// A sentence when that is nothing, or the grammar is too complex.
+    pub(super) fn look(&mut self, vocabulary: &Vocabulary) -> Result<Place, String> {
+        if self.0.is_stopped() {
+            return match self.0.get_error() {
+                None => Ok(Place::Over),
+                Some(error) => Err(sentence(&error)),
+            };
+        }
+        let mask = self.0.compute_mask().map_err(|error| sentence(&error.to_string()))?;
+        let mut mask = Mask::from_words(mask.into());
+        // A grammar may name tokens by their ids.
+        mask.retain(&vocabulary.known);
+        if mask.is_empty() {
+            return Err(NOTHING.to_owned());
+        }
+        Ok(if mask.is_within(&vocabulary.ends) { Place::Over } else { Place::Within(Arc::new(mask)) })
+    }
+}
+
+const NOTHING: &str = "no token of this model may come next";
+
+/// What is for the caller; a state or a backtrace follows it.
+fn sentence(error: &str) -> String {
+    match error.lines().next().unwrap_or_default() {
+        // The name of the reason for which llguidance stopped.
+        "NoExtensionBias" => NOTHING.to_owned(),
+        line => line.to_owned(),
+    }
+}

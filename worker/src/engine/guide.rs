@@ -1,0 +1,32 @@
+//! What narrows the tokens of an answer from one to the next: the engine's view of a grammar.
+
+use crate::sampling::Mask;
+
+/// Follows one answer and says what may come next. The engine tells it of each token as soon as it is chosen, and asks
+/// when the next is to be chosen, a forward pass later.
+pub trait Guide: Send {
+    /// What may come next. Waits until that is known.
+    ///
+    /// # Errors
+    /// [`GuideError`]; it knows nothing more from then on.
+    fn next(&mut self) -> Result<Next<'_>, GuideError>;
+
+    /// Hears which token was chosen. Does not wait.
+    fn advance(&mut self, token: u32);
+}
+
+/// See [`Guide::next`].
+#[derive(Clone, Copy, Debug)]
+pub enum Next<'a> {
+    /// Any token but these, and no end of sequence.
+    Free(&'a [u32]),
+    /// These. The end of sequence is one of them where the answer may end.
+    Within(&'a Mask),
+    /// The answer is complete: only an end of sequence may come, and these are they.
+    Over(&'a Mask),
+}
+
+/// Why a guide does not know what may come next. A sentence for the caller.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct GuideError(pub String);
