@@ -197,7 +197,13 @@ impl Matrix {
     ///
     /// # Panics
     /// When `values` is no multiple of `inputs`.
-    pub fn from_f32(cpu: &Cpu, format: impl Into<WeightFormat>, layout: Layout, inputs: usize, values: &[f32]) -> io::Result<Matrix> {
+    pub fn from_f32(
+        cpu: &Cpu,
+        format: impl Into<WeightFormat>,
+        layout: Layout,
+        inputs: usize,
+        values: &[f32],
+    ) -> io::Result<Matrix> {
         assert!(values.len().is_multiple_of(inputs), "{} values in rows of {inputs}", values.len());
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let mut builder = Matrix::builder(format, layout, values.len() / inputs, inputs)?;

@@ -181,7 +181,8 @@ impl Simd for Avx512 {
             // A byte at the top of its word is the number times 2²⁴, and no other byte enters.
             let scale = _mm512_mul_ps(scale, _mm512_set1_ps(TOP_BYTE));
             let top = |byte: i32| {
-                let places = _mm512_set4_epi32(top_bytes(byte + 12), top_bytes(byte + 8), top_bytes(byte + 4), top_bytes(byte));
+                let places =
+                    _mm512_set4_epi32(top_bytes(byte + 12), top_bytes(byte + 8), top_bytes(byte + 4), top_bytes(byte));
                 _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_shuffle_epi8(raw, places)), scale)
             };
             [top(0), top(1), top(2), top(3)]

@@ -95,7 +95,9 @@ fn a_number_that_is_not_finite_is_refused_with_its_place() {
 
 #[test]
 fn bytes_are_those_of_whole_panels_with_their_scales() {
-    for (format, panel) in [(WeightFormat::Int8, 2 * (64 + 4096) + 64 + 128), (WeightFormat::Int4, 2 * (256 + 2048) + 64 + 64)] {
+    for (format, panel) in
+        [(WeightFormat::Int8, 2 * (64 + 4096) + 64 + 128), (WeightFormat::Int4, 2 * (256 + 2048) + 64 + 64)]
+    {
         for (layout, outputs, panels) in [(Layout::Plain, 33, 3), (Layout::GateUp, 34, 4)] {
             assert_eq!(format.bytes(layout, outputs, 517), panels * panel);
             let matrix = Matrix::builder(format, layout, outputs, 517).expect("memory").finish();
