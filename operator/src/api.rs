@@ -10,7 +10,8 @@ mod uri;
 
 pub use crd::{crd, crd_yaml};
 pub use model::{
-    Disruption, Drain, Dtype, Engine, ErnieModel, ErnieModelSpec, ImagePullSecret, Model, NAME_RULE_MESSAGE, Resources,
+    Disruption, Drain, Dtype, Engine, ErnieModel, ErnieModelSpec, ImagePullSecret, Model, NAME_RULE_MESSAGE,
+    Quantization, Resources,
 };
 pub use quantity::{Bytes, memory_limit, memory_text, parse as parse_quantity, same as same_quantity};
 pub use status::{

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ernie_kernels::Level;
 
 use crate::cli::{duration, positive};
-use crate::model::DtypeChoice;
+use crate::model::{DtypeChoice, Quantization};
 
 use synthetic::Shape;
 
@@ -58,6 +58,9 @@ pub struct BenchArgs {
     /// Number format of the weights; `auto` is the checkpoint's own.
     #[arg(long, value_enum, default_value_t, conflicts_with = "grpc")]
     pub dtype: DtypeChoice,
+    /// Quantise the linear maps while they are loaded.
+    #[arg(long, value_enum, default_value_t, conflicts_with = "grpc")]
+    pub quantization: Quantization,
     /// Instruction level of the kernels: scalar, avx2 or avx512. Default: the best that this CPU has.
     #[arg(long, value_name = "LEVEL", conflicts_with = "grpc")]
     pub level: Option<Level>,

@@ -13,7 +13,7 @@ use std::{
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ernie_proto::contract::{GRPC_PORT, HTTP_PORT, TERMINATION_LOG};
 
-use crate::model::{DeviceChoice, DtypeChoice, ModelDigest};
+use crate::model::{DeviceChoice, DtypeChoice, ModelDigest, Quantization};
 
 /// Build version, as `version` and `/version` show it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -68,6 +68,9 @@ pub struct ServeArgs {
     /// Number format of the weights; `auto` is the checkpoint's own.
     #[arg(long, value_enum, default_value_t, env = "ERNIE_DTYPE")]
     pub dtype: DtypeChoice,
+    /// Quantise the linear maps while they are loaded: less memory and faster answers from slightly other weights.
+    #[arg(long, value_enum, default_value_t, env = "ERNIE_QUANTIZATION")]
+    pub quantization: Quantization,
     /// A low-rank adapter in PEFT's layout, and the name that clients send as `model` to get it. May be given again; in the
     /// environment variable separated by commas.
     #[arg(long = "adapter", value_name = "NAME=DIR", env = "ERNIE_ADAPTER", value_delimiter = ',', value_parser = adapter)]
@@ -240,6 +243,12 @@ impl ServeArgs {
                         leave one of them out"
                     .to_owned(),
             );
+        }
+        if self.quantization != Quantization::None && self.device == DeviceChoice::Cuda {
+            return Err(format!(
+                "--quantization {} is computed on the CPU only; leave out --device cuda, or the quantisation",
+                self.quantization
+            ));
         }
         if let Some(tokens) = self.max_num_batched_tokens.filter(|&tokens| tokens < self.max_num_seqs) {
             return Err(format!(
@@ -437,6 +446,7 @@ mod tests {
             ("--served-model-name", "a b", "letters, digits"),
             ("--tenant-header", "grpc-timeout", "x-tenant"),
             ("--dtype", "int8", "bfloat16"),
+            ("--quantization", "int3", "int4"),
             ("--model-digest", "sha256:0123", "64 hexadecimal digits"),
             ("--adapter", "folder", "NAME=DIR"),
             ("--adapter", "a b=folder", "letters, digits"),

@@ -18,7 +18,7 @@ use crate::executor::{BLOCK_TOKENS, ExecuteError, LogitRows};
 use crate::model::digest::{Manifest, Reading};
 use crate::model::{
     self, BackendChoice, Checkpoint, DeviceChoice, DtypeChoice, KvSize, LoadError, LoadOptions, ModelDigest,
-    ModelExecutor,
+    ModelExecutor, Quantization,
 };
 
 use evaluate::{Evaluation, Figures, Rows, Sequence, Settings, evaluate};
@@ -54,8 +54,8 @@ pub struct EvalArgs {
     /// Number format of the weights; `auto` is the checkpoint's own.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
-    /// Quantisation of the weights: none.
-    #[arg(long, value_name = "none", default_value = "none", value_parser = quantization)]
+    /// Quantise the linear maps while they are loaded.
+    #[arg(long, value_enum, default_value_t)]
     pub quantization: Quantization,
     /// Continue greedily by N tokens, end-of-sequence ignored: `greedy.tokens [N]`, `greedy.logits [N, vocab]`.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -95,23 +95,6 @@ pub struct EvalArgs {
     /// is refused.
     #[arg(long)]
     pub deterministic: bool,
-}
-
-/// Quantisation of the weights.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Quantization {
-    /// Weights are computed as `--dtype` says.
-    #[default]
-    None,
-}
-
-fn quantization(text: &str) -> Result<Quantization, String> {
-    match text {
-        "none" => Ok(Quantization::None),
-        _ => {
-            Err("this worker computes unquantised weights only; give none, and choose their format with --dtype".into())
-        }
-    }
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -228,6 +211,7 @@ fn load(args: &EvalArgs, checkpoint: &Checkpoint, sizes: &Sizes) -> Result<Model
     let memory_limit = device.memory_limit().map_err(|error| error.termination())?;
     let options = LoadOptions {
         dtype: args.dtype,
+        quantization: args.quantization,
         device,
         backend,
         level: args.level,

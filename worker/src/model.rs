@@ -21,6 +21,7 @@ pub mod mlp;
 pub mod moe;
 pub mod pack;
 pub mod projection;
+pub mod quantization;
 mod readout;
 pub mod rope;
 pub mod safetensors;
@@ -49,6 +50,7 @@ pub use self::digest::ModelDigest;
 pub use self::dtype::{Dtype, DtypeChoice};
 pub use self::error::{LoadError, LoadResult};
 pub use self::executor::ModelExecutor;
+pub use self::quantization::Quantization;
 pub use self::readout::SCORED_AT_ONCE;
 pub use self::weights::Progress;
 
@@ -79,6 +81,8 @@ pub enum KvSize {
 pub struct LoadOptions {
     /// The format of the weights in memory.
     pub dtype: DtypeChoice,
+    /// How linear maps are quantised.
+    pub quantization: Quantization,
     /// Where it computes.
     pub device: ComputeDevice,
     /// What computes.
@@ -105,6 +109,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: DtypeChoice::Auto,
+            quantization: Quantization::None,
             device: ComputeDevice::Cpu,
             backend: BackendChoice::default(),
             level: None,
@@ -144,8 +149,12 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions, progress: &dyn Fn(Pr
         blocks: plan.kv_blocks,
         max_model_len: plan.max_model_len,
     };
+    let quantization = match plan.quantization {
+        Quantization::None => String::new(),
+        quantization => format!("-{quantization}"),
+    };
     let identity = format!(
-        "{}-{}-{}-kv_{}-{level}",
+        "{}-{}-{}{quantization}-kv_{}-{level}",
         checkpoint.config.model_type(),
         &weights.fingerprint()[..16],
         plan.dtype,
@@ -182,6 +191,7 @@ fn load_cpu(
     let cpu = Cpu::new(level, options.threads).map_err(|error| LoadError::new(Reason::Usage, error.to_string()))?;
     let shape = CpuShape {
         dtype: plan.dtype,
+        quantization: plan.quantization,
         rope_theta: config.rope_theta,
         kv: KvShape {
             layers: config.layers,
@@ -207,6 +217,7 @@ fn load_candle(
     let config = &checkpoint.config;
     let shape = CandleShape {
         dtype: plan.dtype,
+        quantization: plan.quantization,
         kv_cache_dtype: plan.kv_cache_dtype,
         rope_theta: config.rope_theta,
         head_dim: config.head_dim,

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::executor::BLOCK_TOKENS;
 use crate::model::adapter::Adapter;
 use crate::model::backend::candle::ATTENTION_SCORES;
-use crate::model::inventory::weight_bytes;
-use crate::model::{Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig, SCORED_AT_ONCE};
+use crate::model::inventory::{Keeping, weight_bytes};
+use crate::model::{
+    Checkpoint, Dtype, KvSize, LoadError, LoadOptions, LoadResult, ModelConfig, Quantization, SCORED_AT_ONCE,
+};
 use crate::server::{ARRIVING_BYTES, calls::MAX_REQUEST_BYTES};
 
 pub use limit::{LimitSource, MemoryLimit};
@@ -45,8 +47,11 @@ pub fn longest_text(context: usize) -> usize {
 pub struct MemoryPlan {
     /// What computes: `cpu` or `cuda`.
     pub device: String,
-    /// The format of the weights.
+    /// The format of the weights that are not quantised.
     pub dtype: Dtype,
+    /// How the others are quantised.
+    #[serde(default)]
+    pub quantization: Quantization,
     /// The format of the key-value cache.
     pub kv_cache_dtype: Dtype,
     /// Weights, those of adapters included.
@@ -86,6 +91,17 @@ impl MemoryPlan {
         let config = &checkpoint.config;
         let dtype = options.dtype.resolve(checkpoint.dtype);
         options.device.check(dtype)?;
+        let quantization = options.quantization;
+        if quantization != Quantization::None && !options.device.is_cpu() {
+            return Err(LoadError::new(
+                Reason::Usage,
+                format!(
+                    "--quantization {quantization} is computed on the CPU only, not on {}: leave it out, or use --device cpu",
+                    options.device.kind()
+                ),
+            ));
+        }
+        let keeping = Keeping { dtype, quantization, backend: options.backend };
         let kv_cache_dtype = options.device.kv_cache(dtype);
         let adapters = Adapter::inspect_all(&options.adapters)?;
         let longest = longest(config, options.max_model_len)?;
@@ -93,8 +109,9 @@ impl MemoryPlan {
         let mut plan = Self {
             device: options.device.kind().to_owned(),
             dtype,
+            quantization,
             kv_cache_dtype,
-            weight_bytes: weight_bytes(checkpoint, dtype)? + adapters.iter().map(Adapter::bytes).sum::<u64>(),
+            weight_bytes: weight_bytes(checkpoint, keeping)? + adapters.iter().map(Adapter::bytes).sum::<u64>(),
             kv_bytes_per_token,
             kv_tokens: 0,
             kv_blocks: 0,
@@ -155,13 +172,21 @@ impl MemoryPlan {
                      {limit}: {remedy}",
                     size(self.needed_bytes),
                     size(self.weight_bytes),
-                    self.dtype,
+                    self.weights(),
                     size(self.kv_bytes),
                     self.kv_tokens,
                     size(self.activation_bytes + self.overhead_bytes),
                 )))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The formats of the weights, as people say them.
+    pub fn weights(&self) -> String {
+        match self.quantization {
+            Quantization::None => self.dtype.to_string(),
+            quantization => format!("{quantization} and {}", self.dtype),
         }
     }
 

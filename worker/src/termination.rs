@@ -14,10 +14,11 @@ use std::{
 use ernie_proto::failure::{Reason, TerminationMessage};
 
 /// Flags of `serve` that the operator fills in from an `ErnieModel`, and the fields that they come from.
-const SPEC_FIELDS: [(&str, &str); 7] = [
+const SPEC_FIELDS: [(&str, &str); 8] = [
     ("--model-digest", "spec.model.digest"),
     ("--served-model-name", "spec.model.name"),
     ("--dtype", "spec.engine.dtype"),
+    ("--quantization", "spec.engine.quantization"),
     ("--max-model-len", "spec.engine.maxModelLen"),
     ("--max-num-seqs", "spec.engine.maxNumSeqs"),
     ("--max-queued-requests", "spec.engine.maxQueuedRequests"),

@@ -155,6 +155,10 @@ pub struct Engine {
     /// Number format of weights and activations. `auto` is the checkpoint's own.
     #[serde(default)]
     pub dtype: Dtype,
+    /// Quantise the linear maps while they are loaded: less memory and faster answers from slightly other weights. On CPUs
+    /// only.
+    #[serde(default)]
+    pub quantization: Quantization,
     /// Longest context in tokens; by default the checkpoint's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 16_777_216))]
@@ -192,6 +196,30 @@ impl Dtype {
             Dtype::Float32 => "float32",
             Dtype::Bfloat16 => "bfloat16",
             Dtype::Float16 => "float16",
+        }
+    }
+}
+
+/// How linear maps are quantised.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// Not at all.
+    #[default]
+    None,
+    /// In 8 bits.
+    Int8,
+    /// In 4 bits, the output head in 8.
+    Int4,
+}
+
+impl Quantization {
+    /// The word used in the resource and on the worker's command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Quantization::None => "none",
+            Quantization::Int8 => "int8",
+            Quantization::Int4 => "int4",
         }
     }
 }

@@ -165,6 +165,9 @@ pub struct Plan {
     /// Number format after resolving `auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
+    /// How linear maps are quantised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
     /// Bytes of the weights as held in memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_bytes: Option<i64>,

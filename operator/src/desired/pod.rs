@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::engine::Engine;
 use super::{Obstacle, TEMPLATE_ANNOTATION, names, served_name};
-use crate::api::{Bytes, ErnieModel, ErnieModelSpec, ModelUri, Resources, memory_limit};
+use crate::api::{Bytes, ErnieModel, ErnieModelSpec, ModelUri, Quantization, Resources, memory_limit};
 
 /// The newest revision of the template: newly created models get it.
 pub const TEMPLATE_REVISION: i32 = 1;
@@ -169,7 +169,8 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
 
 /// The worker's command line. Values reach the worker as single arguments and never hold a `$`.
 fn arguments(model: &ErnieModel) -> Vec<String> {
-    let crate::api::Engine { dtype, max_model_len, max_num_seqs, max_queued_requests } = &model.spec.engine;
+    let crate::api::Engine { dtype, quantization, max_model_len, max_num_seqs, max_queued_requests } =
+        &model.spec.engine;
     let mut arguments = vec![
         "serve".to_owned(),
         format!("--model={MODEL_DIR}"),
@@ -184,6 +185,9 @@ fn arguments(model: &ErnieModel) -> Vec<String> {
         ("--max-num-seqs", max_num_seqs),
         ("--max-queued-requests", max_queued_requests),
     ];
+    if *quantization != Quantization::None {
+        arguments.push(format!("--quantization={}", quantization.as_str()));
+    }
     arguments.extend(model.spec.model.digest.iter().map(|digest| format!("--model-digest={digest}")));
     arguments.extend(optional.into_iter().filter_map(|(flag, value)| value.map(|value| format!("{flag}={value}"))));
     arguments

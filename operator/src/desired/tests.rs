@@ -73,7 +73,7 @@ fn full() -> Value {
     json!({
         "model": {"uri": "pvc://models/ernie/4.5-0.3b", "name": "baidu/ERNIE-4.5-0.3B",
             "digest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
-        "engine": {"dtype": "bfloat16", "maxModelLen": 8192, "maxNumSeqs": 32, "maxQueuedRequests": 100},
+        "engine": {"dtype": "bfloat16", "quantization": "int8", "maxModelLen": 8192, "maxNumSeqs": 32, "maxQueuedRequests": 100},
         "resources": {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "4Gi"}},
         "replicas": 3,
         "drain": {"timeoutSeconds": 60},

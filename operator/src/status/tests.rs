@@ -297,7 +297,7 @@ fn what_only_an_event_tells_is_told_too() {
 #[test]
 fn a_model_that_does_not_fit_shows_its_plan_and_is_stopped_for_good() {
     let detail = json!({"weightBytes": 3_000_000_000i64, "neededBytes": 3_300_000_000i64, "availableBytes": 2_147_483_648i64,
-        "kvBytesPerToken": 18432, "dtype": "bfloat16", "device": "cpu"});
+        "kvBytesPerToken": 18432, "dtype": "bfloat16", "quantization": "int8", "device": "cpu"});
     let message = json!({"reason": "InsufficientMemory", "message": "needs 3.1 GiB, limit is 2 GiB", "detail": detail});
     let replicas = vec![exited(13, "Error", &message.to_string())];
     let judgement = judged(&claimed(), &settled(), replicas.clone());
@@ -305,7 +305,8 @@ fn a_model_that_does_not_fit_shows_its_plan_and_is_stopped_for_good() {
         assert_eq!(verdict(&judgement, kind), ("False", "InsufficientMemory"));
     }
     assert_eq!(verdict(&judgement, condition::STALLED), ("True", "InsufficientMemory"));
-    assert_eq!(judgement.plan.as_ref().and_then(|plan| plan.needed_bytes), Some(3_300_000_000));
+    let plan = judgement.plan.as_ref().expect("a plan");
+    assert_eq!((plan.needed_bytes, plan.quantization.as_deref()), (Some(3_300_000_000), Some("int8")));
 
     let failure = of_replicas(&claimed(), &replicas, Some(TEMPLATE), &HashMap::new());
     let stopped = stop(failure.as_ref(), &replicas, TEMPLATE).expect("stopped");

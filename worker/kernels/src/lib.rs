@@ -1,8 +1,8 @@
 //! CPU kernels of the ERNIE worker: pure functions over slices, one thread pool, and the memory that weights live in.
 //!
 //! Everything takes a [`Cpu`]: the instruction level chosen at start and the pool. Activations are f32; weights are
-//! f32, bf16 or f16 and are widened in registers, so a bf16 checkpoint is computed more exactly than the reference's
-//! bf16 arithmetic does.
+//! f32, bf16 or f16, or quantised to 8 or 4 bits, and are widened in registers, so a bf16 checkpoint is computed more
+//! exactly than the reference's bf16 arithmetic does, and a quantised matrix is exactly the f32 matrix of its numbers.
 //!
 //! **Determinism.** One output element is always reduced in the same order: linears along `k` in fixed blocks,
 //! attention over tiles and splits at fixed absolute positions. Neither the number of rows, nor a row's place among
@@ -24,8 +24,10 @@ mod matrix;
 mod memory;
 mod moe;
 mod norm;
+mod pack;
 mod panel;
 mod pool;
+mod quantized;
 mod rope;
 mod rows;
 mod scratch;
@@ -33,6 +35,7 @@ mod select;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod weight;
 
 pub use activation::{add, silu_mul};
 pub use attention::{Attention, BLOCK_TOKENS, KvCache, KvFormat, KvShape, Span};
@@ -41,7 +44,7 @@ pub use cpus::Cpus;
 pub use level::{LEVEL_VARIABLE, Level, LevelError};
 pub use linear::{Write, linear, swiglu};
 pub use mapping::Mapping;
-pub use matrix::{Format, Layout, Matrix, MatrixBuilder, OutOfRange};
+pub use matrix::{Format, Layout, Matrix, MatrixBuilder, OutOfRange, WeightFormat};
 pub use moe::{Expert, Routes, moe, route};
 pub use norm::{add_rms_norm, rms_norm};
 pub use pool::Pool;

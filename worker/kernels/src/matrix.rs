@@ -4,11 +4,12 @@ use std::fmt;
 use std::io;
 use std::sync::Mutex;
 
-use half::{bf16, f16};
-
 use crate::Cpu;
 use crate::memory::{Disjoint, Pages};
-use crate::panel::{Bf16, COLUMNS, Element, F16, F32, panel_bytes};
+use crate::pack::Pack;
+use crate::panel::COLUMNS;
+use crate::simd::{FUSED, Kernel, Portable};
+use crate::weight::Weight;
 
 /// How a number is stored.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -19,6 +20,17 @@ pub enum Format {
     Bf16,
     /// IEEE 754 binary16.
     F16,
+}
+
+/// How weights are kept.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum WeightFormat {
+    /// Numbers, rounded to a format.
+    Float(Format),
+    /// Whole numbers of 8 bits, and a bf16 scale for each 128 inputs of an output.
+    Int8,
+    /// Whole numbers of 4 bits, and a bf16 scale for each 32 inputs of an output.
+    Int4,
 }
 
 /// What the rows of a weight matrix are.
@@ -32,7 +44,7 @@ pub enum Layout {
     GateUp,
 }
 
-/// A value that the target format cannot hold.
+/// A value that the target format cannot hold: a finite one in f16, one that is not finite in a quantised format.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OutOfRange {
     /// The value.
@@ -46,7 +58,8 @@ pub struct OutOfRange {
 impl fmt::Display for OutOfRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let OutOfRange { value, row, column } = self;
-        write!(f, "the value {value} at row {row}, column {column} is beyond the range of float16 (±65504)")
+        let why = if value.is_finite() { "is beyond the range of float16 (±65504)" } else { "cannot be quantised" };
+        write!(f, "the value {value} at row {row}, column {column} {why}")
     }
 }
 
@@ -58,6 +71,44 @@ impl Format {
         match self {
             Format::F32 => 4,
             Format::Bf16 | Format::F16 => 2,
+        }
+    }
+}
+
+impl From<Format> for WeightFormat {
+    fn from(format: Format) -> Self {
+        WeightFormat::Float(format)
+    }
+}
+
+impl WeightFormat {
+    /// Bytes of a matrix `[outputs, inputs]` in memory, filled up to whole panels.
+    pub fn bytes(self, layout: Layout, outputs: usize, inputs: usize) -> usize {
+        layout.panels(outputs).saturating_mul(with_weight!(self, W => <W as Weight>::panel_bytes(inputs)))
+    }
+
+    /// Replaces the numbers of a matrix's row by those that this format keeps of it.
+    ///
+    /// # Errors
+    /// [`OutOfRange`], with row 0, when there is one that the format cannot hold.
+    pub fn round(self, row: &mut [f32]) -> Result<(), OutOfRange> {
+        let (inputs, bytes) = (row.len(), row.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+        with_weight!(self, W => {
+            let mut panel = vec![0; <W as Weight>::panel_bytes(inputs)];
+            let (bytes, panel) = (&bytes[..], &mut panel[..]);
+            Pack { format: self, panel, column: 0, source: Format::F32, bytes, row_bytes: bytes.len() }.run(Portable::<FUSED>)?;
+            row.iter_mut().enumerate().for_each(|(k, value)| *value = <W as Weight>::read(&panel, inputs, k, 0));
+        });
+        Ok(())
+    }
+}
+
+impl Layout {
+    /// Panels of a matrix with so many rows.
+    fn panels(self, outputs: usize) -> usize {
+        match self {
+            Layout::Plain => outputs.div_ceil(COLUMNS),
+            Layout::GateUp => 2 * (outputs / 2).div_ceil(COLUMNS),
         }
     }
 }
@@ -83,9 +134,27 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
+/// Runs `$body` with `$W` standing for the [`Weight`] of a [`WeightFormat`].
+macro_rules! with_weight {
+    ($format:expr, $W:ident => $body:expr) => {
+        match $format {
+            $crate::WeightFormat::Float(format) => $crate::matrix::with_element!(format, $W => $body),
+            $crate::WeightFormat::Int8 => {
+                type $W = $crate::quantized::Grouped<$crate::quantized::Int8>;
+                $body
+            }
+            $crate::WeightFormat::Int4 => {
+                type $W = $crate::quantized::Grouped<$crate::quantized::Int4>;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_weight;
+
 /// A weight matrix `[outputs, inputs]`, packed.
 pub struct Matrix {
-    format: Format,
+    format: WeightFormat,
     layout: Layout,
     outputs: usize,
     inputs: usize,
@@ -107,15 +176,17 @@ impl Matrix {
     ///
     /// # Panics
     /// When a size is 0, or `outputs` is odd with [`Layout::GateUp`].
-    pub fn builder(format: Format, layout: Layout, outputs: usize, inputs: usize) -> io::Result<MatrixBuilder> {
+    pub fn builder(
+        format: impl Into<WeightFormat>,
+        layout: Layout,
+        outputs: usize,
+        inputs: usize,
+    ) -> io::Result<MatrixBuilder> {
+        let format = format.into();
         assert!(outputs > 0 && inputs > 0, "a matrix of {outputs} × {inputs}");
         assert!(layout == Layout::Plain || outputs.is_multiple_of(2), "gate and up of {outputs} rows together");
-        let panels = match layout {
-            Layout::Plain => outputs.div_ceil(COLUMNS),
-            Layout::GateUp => 2 * (outputs / 2).div_ceil(COLUMNS),
-        };
-        let panel_bytes = with_element!(format, E => panel_bytes::<E>(inputs));
-        let pages = Pages::zeroed(panels.saturating_mul(panel_bytes))?;
+        let panel_bytes = with_weight!(format, W => <W as Weight>::panel_bytes(inputs));
+        let pages = Pages::zeroed(layout.panels(outputs).saturating_mul(panel_bytes))?;
         Ok(MatrixBuilder { matrix: Matrix { format, layout, outputs, inputs, panel_bytes, pages } })
     }
 
@@ -126,7 +197,13 @@ impl Matrix {
     ///
     /// # Panics
     /// When `values` is no multiple of `inputs`.
-    pub fn from_f32(cpu: &Cpu, format: Format, layout: Layout, inputs: usize, values: &[f32]) -> io::Result<Matrix> {
+    pub fn from_f32(
+        cpu: &Cpu,
+        format: impl Into<WeightFormat>,
+        layout: Layout,
+        inputs: usize,
+        values: &[f32],
+    ) -> io::Result<Matrix> {
         assert!(values.len().is_multiple_of(inputs), "{} values in rows of {inputs}", values.len());
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let mut builder = Matrix::builder(format, layout, values.len() / inputs, inputs)?;
@@ -137,7 +214,7 @@ impl Matrix {
     }
 
     /// The number format.
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> WeightFormat {
         self.format
     }
 
@@ -170,8 +247,8 @@ impl Matrix {
         assert_eq!(out.len(), self.inputs, "read_row: width");
         let (panel, column) = self.place(index);
         let panel = self.panel(panel);
-        with_element!(self.format, E => for (k, out) in out.iter_mut().enumerate() {
-            *out = E::get(panel, k, column);
+        with_weight!(self.format, W => for (k, out) in out.iter_mut().enumerate() {
+            *out = <W as Weight>::read(panel, self.inputs, k, column);
         });
     }
 
@@ -224,7 +301,7 @@ impl MatrixBuilder {
     /// Packs the rows `first_row..` from row-major little-endian numbers of `source` format, at any alignment.
     ///
     /// # Errors
-    /// [`OutOfRange`] when the matrix is f16 and a finite value does not fit.
+    /// [`OutOfRange`] when the matrix is f16 and a finite value does not fit, or quantised and a value is not finite.
     ///
     /// # Panics
     /// When `bytes` is not a whole number of rows or goes past the last row.
@@ -244,7 +321,7 @@ impl MatrixBuilder {
             // SAFETY: pieces of one call lie in different panels, and each is packed by one task.
             let panel = unsafe { panels.slice(panel * panel_bytes, panel_bytes) };
             let bytes = &bytes[(rows.start - first_row) * row_bytes..(rows.end - first_row) * row_bytes];
-            if let Err(error) = pack(format, panel, column, source, bytes, row_bytes) {
+            if let Err(error) = cpu.dispatch(Pack { format, panel, column, source, bytes, row_bytes }) {
                 let error = OutOfRange { row: rows.start + error.row, ..error };
                 let mut first = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if first.is_none_or(|first| (error.row, error.column) < (first.row, first.column)) {
@@ -262,94 +339,6 @@ impl MatrixBuilder {
     pub fn finish(self) -> Matrix {
         self.matrix
     }
-}
-
-/// Packs rows of one panel, from `column` on; `row` in the error counts from the first of them.
-fn pack(
-    format: Format,
-    panel: &mut [u8],
-    column: usize,
-    source: Format,
-    bytes: &[u8],
-    row_bytes: usize,
-) -> Result<(), OutOfRange> {
-    match (format, source) {
-        (Format::F32, Format::F32) => pack_rows::<F32, _>(panel, column, bytes, row_bytes, read_f32),
-        (Format::F32, Format::Bf16) => pack_rows::<F32, _>(panel, column, bytes, row_bytes, read_bf16),
-        (Format::F32, Format::F16) => pack_rows::<F32, _>(panel, column, bytes, row_bytes, read_f16),
-        (Format::Bf16, Format::F32) => pack_rows::<Bf16, _>(panel, column, bytes, row_bytes, read_f32),
-        (Format::Bf16, Format::Bf16) => pack_bf16(panel, column, bytes, row_bytes),
-        (Format::Bf16, Format::F16) => pack_rows::<Bf16, _>(panel, column, bytes, row_bytes, read_f16),
-        (Format::F16, Format::F32) => pack_f16(panel, column, bytes, row_bytes, read_f32)?,
-        (Format::F16, Format::Bf16) => pack_f16(panel, column, bytes, row_bytes, read_bf16)?,
-        (Format::F16, Format::F16) => pack_rows::<F16, _>(panel, column, bytes, row_bytes, read_f16),
-    }
-    Ok(())
-}
-
-#[inline(always)]
-fn read_f32([a, b, c, d]: [u8; 4]) -> f32 {
-    f32::from_le_bytes([a, b, c, d])
-}
-
-#[inline(always)]
-fn read_bf16([a, b]: [u8; 2]) -> f32 {
-    bf16::from_le_bytes([a, b]).to_f32()
-}
-
-#[inline(always)]
-fn read_f16([a, b]: [u8; 2]) -> f32 {
-    f16::from_le_bytes([a, b]).to_f32()
-}
-
-/// Packs numbers of `N` bytes, each read by `read` and rounded by the element.
-#[inline(always)]
-fn pack_rows<E: Element, const N: usize>(
-    panel: &mut [u8],
-    column: usize,
-    bytes: &[u8],
-    row_bytes: usize,
-    read: impl Fn([u8; N]) -> f32,
-) {
-    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-        for (k, bytes) in bytes.as_chunks::<N>().0.iter().enumerate() {
-            E::put(panel, k, column + row, E::round(read(*bytes)));
-        }
-    }
-}
-
-/// bf16 to bf16: pairs move as they are.
-fn pack_bf16(panel: &mut [u8], column: usize, bytes: &[u8], row_bytes: usize) {
-    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-        let (pairs, last) = bytes.as_chunks::<4>();
-        for (line, [a, b, c, d]) in panel.as_chunks_mut::<{ Bf16::PAIR_BYTES }>().0.iter_mut().zip(pairs) {
-            let pair = u32::from(u16::from_le_bytes([*a, *b])) | u32::from(u16::from_le_bytes([*c, *d])) << 16;
-            line.as_chunks_mut::<4>().0[column + row] = pair.to_ne_bytes();
-        }
-        if let [a, b] = *last {
-            Bf16::put(panel, 2 * pairs.len(), column + row, u16::from_le_bytes([a, b]));
-        }
-    }
-}
-
-/// To f16, refusing finite values that would become infinite.
-fn pack_f16<const N: usize>(
-    panel: &mut [u8],
-    column: usize,
-    bytes: &[u8],
-    row_bytes: usize,
-    read: impl Fn([u8; N]) -> f32,
-) -> Result<(), OutOfRange> {
-    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-        for (k, bytes) in bytes.as_chunks::<N>().0.iter().enumerate() {
-            let value = read(*bytes);
-            if value.is_finite() && f16::from_f32(value).is_infinite() {
-                return Err(OutOfRange { value, row, column: k });
-            }
-            F16::put(panel, k, column + row, F16::round(value));
-        }
-    }
-    Ok(())
 }
 
 impl fmt::Debug for Matrix {

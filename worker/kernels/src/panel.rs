@@ -21,7 +21,7 @@ use crate::simd::{LANES, Simd, math};
 pub(crate) const COLUMNS: usize = LANES;
 
 /// How far ahead of the products a panel is prefetched, in bytes.
-const AHEAD: usize = 2048;
+pub(crate) const AHEAD: usize = 2048;
 
 /// A number format of panels.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -200,21 +200,26 @@ impl Element for F16 {
 /// Where [`tile`] prefetches: `AHEAD` bytes on, and past the end of a panel at the panel that comes next.
 #[derive(Clone, Copy)]
 pub(crate) struct Prefetch {
-    /// Pairs for which the bytes ahead belong to the same panel.
-    near_pairs: usize,
-    /// Distance from a pair after those to the same place ahead in the next panel.
+    /// Steps for which the bytes ahead belong to the same panel.
+    near: usize,
+    /// Distance from a step after those to the same place ahead in the next panel.
     far: usize,
 }
 
 impl Prefetch {
     /// Always the bytes ahead.
-    pub(crate) const ON: Prefetch = Prefetch { near_pairs: usize::MAX, far: AHEAD };
+    pub(crate) const ON: Prefetch = Prefetch { near: usize::MAX, far: AHEAD };
 
-    /// For a block that starts `done` pairs into a panel of `pairs`, when the panel `step` panels on comes next.
+    /// In steps of `step` bytes from byte `done` of a panel of `panel` bytes, when the panel `wide` panels on comes next.
     #[inline(always)]
-    pub(crate) fn new<E: Element>(done: usize, pairs: usize, step: usize) -> Prefetch {
-        let ahead = AHEAD / E::PAIR_BYTES;
-        Prefetch { near_pairs: pairs.saturating_sub(done + ahead), far: AHEAD + (step - 1) * pairs * E::PAIR_BYTES }
+    pub(crate) fn new(step: usize, done: usize, panel: usize, wide: usize) -> Prefetch {
+        Prefetch { near: panel.saturating_sub(done + AHEAD) / step, far: AHEAD + (wide - 1) * panel }
+    }
+
+    /// The distance from step `index` to what is prefetched beside it.
+    #[inline(always)]
+    pub(crate) fn ahead(self, index: usize) -> usize {
+        if index < self.near { AHEAD } else { self.far }
     }
 }
 
@@ -252,7 +257,7 @@ pub(crate) unsafe fn tile<
     prefetch: Prefetch,
     mut sums: [[S::V; P]; R],
 ) -> [[S::V; P]; R] {
-    let near = prefetch.near_pairs.min(k / 2);
+    let near = prefetch.near.min(k / 2);
     for (pairs, ahead) in [(near, AHEAD), (k / 2 - near, prefetch.far)] {
         for _ in 0..pairs {
             for p in 0..P {

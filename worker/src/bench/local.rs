@@ -106,6 +106,7 @@ impl BenchArgs {
         let blocks = max_num_seqs * (longest.div_ceil(BLOCK_TOKENS) + 1);
         Ok(LoadOptions {
             dtype: self.dtype,
+            quantization: self.quantization,
             level: self.level,
             threads: self.threads.unwrap_or(standard.threads),
             kv: KvSize::Blocks(blocks),

@@ -26,7 +26,7 @@ pub(super) fn of_engine(args: &BenchArgs, point: Point, measured: &local::Measur
     put(&mut figures, "weights_bytes", Some(plan.weight_bytes));
     put(&mut figures, "level", Some(args.level.unwrap_or_else(Level::best).name()));
     put(&mut figures, "dtype", Some(plan.dtype));
-    put(&mut figures, "quantization", Some("none"));
+    put(&mut figures, "quantization", Some(plan.quantization));
     put(&mut figures, "kv_cache_dtype", Some(plan.kv_cache_dtype));
     put(&mut figures, "threads", Some(measured.threads));
     for (name, value) in [

@@ -160,6 +160,7 @@ impl ModelConfig {
     fn from_fields(mut fields: Fields) -> Result<Self, LoadError> {
         let moe = is_moe(&mut fields)?;
         refuse_unsupported(&mut fields)?;
+        refuse_quantised(&mut fields)?;
         let vocab_size = fields.required("vocab_size", 1..=MAX_VOCAB)?;
         let hidden_size = fields.required("hidden_size", 1..=MAX_WIDTH)?;
         let layers = fields.required("num_hidden_layers", 1..=MAX_PARTS)?;
@@ -271,18 +272,13 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), LoadError> {
     let is = |wanted: f64| move |value: &Value| value.as_f64() == Some(wanted);
     let off = |value: &Value| value.as_bool() == Some(false);
     let never = |_: &Value| false;
-    let rules: [Rule<'_>; 9] = [
+    let rules: [Rule<'_>; 8] = [
         ("hidden_act", &only(&["silu", "swish"]), "\"silu\""),
         ("attention_bias", &off, "false (use_bias is ERNIE's key)"),
         ("compression_ratio", &is(1.0), "1.0"),
         ("moe_gate_act", &only(&["softmax"]), "\"softmax\""),
         ("moe_multimodal_dispatch_use_allgather", &never, "absent (a key of vision-language models)"),
         ("partial_rotary_factor", &is(1.0), "1.0"),
-        (
-            "quantization_config",
-            &never,
-            "absent: use the unquantised checkpoint, or one that `ernie-worker quantize` made",
-        ),
         ("use_qk_norm", &off, "false"),
         ("vision_config", &never, "absent (vision-language models are not served)"),
     ];
@@ -294,6 +290,19 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), LoadError> {
         }
     }
     Ok(())
+}
+
+/// Refuses a checkpoint that is already quantised, by the name of its format.
+fn refuse_quantised(fields: &mut Fields) -> Result<(), LoadError> {
+    const KEY: &str = "quantization_config";
+    let Some(value) = fields.take_set(KEY) else { return Ok(()) };
+    let wanted = "absent: quantise the original checkpoint while it is loaded, with --quantization int8 or int4";
+    let method = value.get("quant_method").and_then(Value::as_str).map(|method| {
+        // The names of formats are short.
+        let name: String = method.chars().take(40).collect();
+        Value::from(format!("{name} (quant_method)"))
+    });
+    Err(fields.unsupported(KEY, &method.unwrap_or(value), wanted))
 }
 
 /// Key and value heads: absent means the class default of transformers, `null` means one for each query head.

@@ -55,18 +55,20 @@ impl<P: Pack> Decoder<P> {
     pub fn assemble(config: &ModelConfig, tensors: &Weights<'_>, pack: &P) -> LoadResult<Self> {
         let hidden = config.hidden_size;
         let table = [config.vocab_size, hidden];
-        let embedding = pack.matrix(&plain(tensors.whole("model.embed_tokens.weight", &table)?))?;
+        let embedding = tensors.whole("model.embed_tokens.weight", &table)?;
+        let is_head = config.tie_word_embeddings;
+        let embedding = pack.matrix(&plain(embedding, if is_head { Precision::Head } else { Precision::Working }))?;
         let layers = (0..config.layers).map(|layer| Layer::assemble(config, layer, tensors, pack));
         let layers = layers.collect::<LoadResult<Vec<_>>>()?;
         let norm = vector(pack, tensors.whole("model.norm.weight", &[hidden])?)?;
-        let head = if config.tie_word_embeddings {
+        let head = if is_head {
             None
         } else {
             // only the MoE class of transformers gives the head a bias
             let biased = config.use_bias && matches!(config.architecture, Architecture::Moe(_));
             let bias = biased.then(|| tensors.whole("lm_head.bias", &[config.vocab_size])).transpose()?;
             Some(Affine {
-                weight: pack.matrix(&plain(tensors.whole("lm_head.weight", &table)?))?,
+                weight: pack.matrix(&plain(tensors.whole("lm_head.weight", &table)?, Precision::Head))?,
                 bias: bias.map(|bias| vector(pack, bias)).transpose()?,
             })
         };
@@ -155,9 +157,9 @@ impl<B: Backend> Layer<B> {
     }
 }
 
-/// A matrix of one tensor in the working format.
-pub(super) fn plain(part: Part<'_>) -> MatrixSource<'_> {
-    MatrixSource { parts: vec![part], layout: Layout::Plain, precision: Precision::Working }
+/// A matrix of one tensor.
+fn plain(part: Part<'_>, precision: Precision) -> MatrixSource<'_> {
+    MatrixSource { parts: vec![part], layout: Layout::Plain, precision }
 }
 
 /// A norm's weight.
@@ -183,7 +185,7 @@ pub(super) fn projection<P: Pack>(
             biases.push(tensors.whole(&format!("{prefix}.{name}.bias"), &[outputs])?);
         }
     }
-    let weight = pack.matrix(&MatrixSource { parts, layout, precision: Precision::Working })?;
+    let weight = pack.matrix(&MatrixSource { parts, layout, precision: Precision::Linear })?;
     let bias = biased.then(|| pack.vector(&biases)).transpose()?;
     Ok(Projection::new(Affine { weight, bias }))
 }

@@ -2,25 +2,49 @@
 
 use std::cell::Cell;
 
+use super::BackendChoice;
 use super::adapter::Adapter;
 use super::checkpoint::Checkpoint;
 use super::dtype::Dtype;
 use super::ernie::Decoder;
 use super::error::{LoadError, LoadResult};
 use super::pack::{MatrixSource, Pack, Precision};
+use super::quantization::Quantization;
 use super::weights::{Part, Weights};
+
+/// How a backend keeps weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    /// The format of those that are not quantised.
+    pub dtype: Dtype,
+    /// What becomes of the others.
+    pub quantization: Quantization,
+    /// What keeps them: candle has quantised numbers in single precision.
+    pub backend: BackendChoice,
+}
+
+impl Keeping {
+    /// As a checkpoint has them.
+    fn plain(checkpoint: &Checkpoint) -> Self {
+        Self { dtype: checkpoint.dtype, quantization: Quantization::None, backend: BackendChoice::Cpu }
+    }
+}
 
 /// Sums the bytes of what a backend would hold.
 #[derive(Debug)]
 struct Inventory {
-    dtype: Dtype,
+    keeping: Keeping,
     bytes: Cell<u64>,
 }
 
 impl Inventory {
     fn add(&self, numbers: usize, precision: Precision) {
-        let size = if precision == Precision::Single { 4 } else { self.dtype.bytes() };
+        let size = if precision == Precision::Single { 4 } else { self.keeping.dtype.bytes() };
         self.bytes.set(self.bytes.get() + numbers as u64 * size as u64);
+    }
+
+    fn new(keeping: Keeping) -> Self {
+        Self { keeping, bytes: Cell::new(0) }
     }
 }
 
@@ -29,7 +53,14 @@ impl Pack for Inventory {
     type Vector = ();
 
     fn matrix(&self, source: &MatrixSource<'_>) -> LoadResult<()> {
-        self.add(source.outputs() * source.inputs(), source.precision);
+        let (outputs, inputs) = (source.outputs(), source.inputs());
+        match (self.keeping.quantization.format(source.precision), self.keeping.backend) {
+            (None, _) => self.add(outputs * inputs, source.precision),
+            (Some(_), BackendChoice::Candle) => self.add(outputs * inputs, Precision::Single),
+            (Some(format), BackendChoice::Cpu) => {
+                self.bytes.set(self.bytes.get() + format.bytes(source.layout, outputs, inputs) as u64);
+            }
+        }
         Ok(())
     }
 
@@ -49,12 +80,12 @@ impl Pack for Inventory {
     }
 }
 
-/// Bytes of a checkpoint's weights in memory, in a working format.
+/// Bytes of a checkpoint's weights in memory.
 ///
 /// # Errors
 /// [`LoadError`] when the checkpoint is not what its config describes.
-pub fn weight_bytes(checkpoint: &Checkpoint, dtype: Dtype) -> LoadResult<u64> {
-    let inventory = Inventory { dtype, bytes: Cell::new(0) };
+pub fn weight_bytes(checkpoint: &Checkpoint, keeping: Keeping) -> LoadResult<u64> {
+    let inventory = Inventory::new(keeping);
     Decoder::assemble(&checkpoint.config, &Weights::new(&checkpoint.tensors, &|_| {}), &inventory)?;
     Ok(inventory.bytes.get())
 }
@@ -67,7 +98,7 @@ pub fn check_adapters(checkpoint: &Checkpoint, adapters: &[Adapter]) -> LoadResu
     if adapters.is_empty() {
         return Ok(());
     }
-    let inventory = Inventory { dtype: checkpoint.dtype, bytes: Cell::new(0) };
+    let inventory = Inventory::new(Keeping::plain(checkpoint));
     let tensors = Weights::new(&checkpoint.tensors, &|_| {});
     let mut decoder = Decoder::assemble(&checkpoint.config, &tensors, &inventory)?;
     adapters.iter().zip(0..).try_for_each(|(adapter, index)| {
@@ -79,7 +110,7 @@ pub fn check_adapters(checkpoint: &Checkpoint, adapters: &[Adapter]) -> LoadResu
 /// Checks that the tensors are those of the config: none missing, none of another shape, none that has no place.
 pub(super) fn check(checkpoint: &mut Checkpoint) -> LoadResult<()> {
     let tensors = Weights::new(&checkpoint.tensors, &|_| {});
-    let inventory = Inventory { dtype: checkpoint.dtype, bytes: Cell::new(0) };
+    let inventory = Inventory::new(Keeping::plain(checkpoint));
     Decoder::assemble(&checkpoint.config, &tensors, &inventory)?;
     let (unused, extra): (Vec<_>, Vec<_>) =
         tensors.unclaimed().into_iter().partition(|name| is_unused(checkpoint, name));

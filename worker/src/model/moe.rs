@@ -122,7 +122,7 @@ fn assemble_expert<P: Pack>(
             part("down_proj", [hidden, inner])?,
         )
     };
-    let matrix = |parts, layout| pack.matrix(&MatrixSource { parts, layout, precision: Precision::Working });
+    let matrix = |parts, layout| pack.matrix(&MatrixSource { parts, layout, precision: Precision::Linear });
     Ok(GatedMlp {
         gate_up: Affine { weight: matrix(gate_up, Layout::GateUp)?, bias: None },
         down: Affine { weight: matrix(vec![down], Layout::Plain)?, bias: None },

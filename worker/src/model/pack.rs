@@ -43,8 +43,12 @@ pub trait Pack {
 /// In which format a weight is kept.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Precision {
-    /// The format that the model is loaded in.
+    /// The format that the model is loaded in, never quantised: embeddings.
     Working,
+    /// That, or what quantisation makes of it: linear maps.
+    Linear,
+    /// The same for the output head, also where the embedding is the head.
+    Head,
     /// Single precision whatever the rest has: routers.
     Single,
 }

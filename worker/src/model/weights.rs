@@ -116,7 +116,8 @@ impl<'a> Weights<'a> {
         }
         let Some(dtype) = place.stored.dtype() else {
             return Err(LoadError::unsupported(format!(
-                "{file}: tensor {name:?} has dtype {}, must be F32, BF16 or F16: use the unquantised checkpoint",
+                "{file}: tensor {name:?} has dtype {}, must be F32, BF16 or F16: use the original \
+                 checkpoint, with --quantization int8 or int4 where memory is short",
                 place.stored
             )));
         };
@@ -230,8 +231,18 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// The error for a number that half precision cannot hold; rows are counted from this part's first.
-    pub fn beyond_half(&self, value: f32, row: usize, column: usize) -> LoadError {
+    /// The error for a number that the format of its matrix cannot hold: a finite one in half precision, one that is not
+    /// finite in a quantised format. Rows are counted from this part's first.
+    pub fn out_of_range(&self, value: f32, row: usize, column: usize) -> LoadError {
+        if !value.is_finite() {
+            return LoadError::corrupt(format!(
+                "{}: tensor {:?} cannot be quantised: the value {value} at row {}, column {column} is not a number in any \
+                 range: copy the model again, or use --quantization none",
+                self.file(),
+                self.name,
+                self.rows.start + row
+            ));
+        }
         LoadError::unsupported(format!(
             "{}: tensor {:?} does not fit float16: the value {value} at row {}, column {column} is beyond ±65504: use \
              --dtype float32 or bfloat16",

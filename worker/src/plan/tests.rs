@@ -1,7 +1,9 @@
 use std::path::{Path, PathBuf};
 
+use ernie_kernels::{Format, Layout, WeightFormat};
+
 use super::*;
-use crate::model::DtypeChoice;
+use crate::model::{BackendChoice, DtypeChoice};
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -26,6 +28,37 @@ fn weights_are_counted_in_the_format_they_are_kept_in() {
     let stored = Checkpoint::inspect(&folder("moe-bf16")).expect("a checkpoint").tensors.bytes();
     let norms = 9 * 64 * 2;
     assert_eq!(plan("moe-bf16", &LoadOptions::default()).weight_bytes, stored + norms);
+}
+
+#[test]
+fn quantised_weights_are_counted_to_the_byte_with_their_scales() {
+    let stored = Checkpoint::inspect(&folder("dense-untied")).expect("a checkpoint").tensors.bytes();
+    let bytes = |quantization, backend| {
+        plan("dense-untied", &LoadOptions { quantization, backend, ..LoadOptions::default() }).weight_bytes
+    };
+    assert_eq!(bytes(Quantization::None, BackendChoice::Cpu), stored);
+    let config = Checkpoint::inspect(&folder("dense-untied")).expect("a checkpoint").config;
+    let (hidden, inner, wide) = (config.hidden_size, config.intermediate_size, config.query_width());
+    let matrix = |format: WeightFormat, outputs, inputs| format.bytes(Layout::Plain, outputs, inputs) as u64;
+    let all = |linear, head| {
+        let qkv = matrix(linear, wide + 2 * config.kv_width(), hidden);
+        let others = matrix(linear, hidden, wide) + 2 * matrix(linear, inner, hidden) + matrix(linear, hidden, inner);
+        config.layers as u64 * (qkv + others) + matrix(head, config.vocab_size, hidden)
+    };
+    let rest = stored - all(Format::F32.into(), Format::F32.into());
+    let (int8, int4) = (WeightFormat::Int8, WeightFormat::Int4);
+    assert_eq!(bytes(Quantization::Int8, BackendChoice::Cpu), rest + all(int8, int8));
+    assert_eq!(bytes(Quantization::Int4, BackendChoice::Cpu), rest + all(int4, int8));
+    assert_eq!(bytes(Quantization::Int4, BackendChoice::Candle), stored);
+}
+
+#[test]
+fn a_plan_that_does_not_fit_names_the_formats_of_the_weights() {
+    let options = LoadOptions { quantization: Quantization::Int4, ..with_limit(32 << 20) };
+    let plan = plan("dense-tied", &options);
+    let text = plan.check().expect_err("too small").to_string();
+    assert!(text.contains("of int4 and float32 weights"), "{text}");
+    assert_eq!(serde_json::to_value(&plan).expect("JSON")["quantization"], "int4");
 }
 
 #[test]

@@ -257,6 +257,7 @@ impl inference_server::Inference for Inference {
             max_model_len: count(limits.context),
             vocab_size: count(limits.vocab),
             dtype: served.dtype.clone(),
+            quantization: served.quantization.to_owned(),
             numerics: asked.numerics.to_owned(),
             max_num_seqs: count(limits.max_num_seqs),
             eos_token_ids: served.eos_token_ids.to_vec(),

@@ -21,6 +21,8 @@ pub struct Served {
     pub architecture: String,
     /// Number format of the weights.
     pub dtype: String,
+    /// How linear maps are quantised.
+    pub quantization: &'static str,
     /// Identifies weights, formats and kernels: equal seeds give equal answers where this is equal.
     pub numerics: String,
     /// The adapters, which clients ask for as models of their own.

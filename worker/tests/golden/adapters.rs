@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use crate::reference::{Engine, F32, Reference, folder, near, single};
 
-const ADAPTERS: [&str; 3] = ["adapter", "adapter-qv", "adapter-rslora"];
+pub(crate) const ADAPTERS: [&str; 3] = ["adapter", "adapter-qv", "adapter-rslora"];
 
-fn named(names: &[&str]) -> Vec<(String, PathBuf)> {
+pub(crate) fn named(names: &[&str]) -> Vec<(String, PathBuf)> {
     names.iter().map(|name| ((*name).to_owned(), folder("dense-lora").join(name))).collect()
 }
 
@@ -38,7 +38,7 @@ fn each_adapter_gives_peft_s_logits_and_tokens() {
 }
 
 /// One step that runs the prompt under each of some adapters, side by side.
-fn side_by_side(prompt: &Sequence, adapters: &[Option<u32>]) -> StepPlan {
+pub(crate) fn side_by_side(prompt: &Sequence, adapters: &[Option<u32>]) -> StepPlan {
     let step = |(number, adapter): (usize, &Option<u32>)| SequenceStep {
         tokens: prompt.ids.clone(),
         start: 0,
@@ -115,7 +115,7 @@ fn write(path: &Path, tensors: &Tensors) {
 }
 
 /// A = noise `[rank, inputs]` and B = noise `[outputs, rank]` for a module.
-fn pair(tensors: &mut Tensors, module: &str, outputs: usize, inputs: usize, rank: usize) {
+pub(crate) fn pair(tensors: &mut Tensors, module: &str, outputs: usize, inputs: usize, rank: usize) {
     let name = |letter: &str| format!("base_model.model.{module}.lora_{letter}.weight");
     tensors.insert(name("A"), (vec![rank, inputs], noise(&name("A"), rank * inputs)));
     tensors.insert(name("B"), (vec![outputs, rank], noise(&name("B"), outputs * rank)));
@@ -145,7 +145,7 @@ pub(crate) fn merged_folder(name: &str, tensors: &Tensors) -> tempfile::TempDir 
 }
 
 /// An adapter folder.
-fn adapter_folder(config: &Value, tensors: &Tensors) -> tempfile::TempDir {
+pub(crate) fn adapter_folder(config: &Value, tensors: &Tensors) -> tempfile::TempDir {
     let adapter = tempfile::tempdir().expect("a folder");
     fs::write(adapter.path().join("adapter_config.json"), config.to_string()).expect("written");
     write(&adapter.path().join("adapter_model.safetensors"), tensors);
@@ -172,7 +172,7 @@ fn assert_live_equals_merged(name: &str, adapter: &Path, merged: &Path) {
 }
 
 /// Modules of a MoE checkpoint with a linear weight each, but the router, the embedding and the head.
-fn linears(tensors: &Tensors) -> Vec<String> {
+pub(crate) fn linears(tensors: &Tensors) -> Vec<String> {
     let names = tensors.keys().filter_map(|name| name.strip_suffix("_proj.weight"));
     names.map(|name| format!("{name}_proj")).collect()
 }

@@ -301,7 +301,7 @@ fn mistakes_have_the_exit_code_of_their_kind_and_a_sentence() {
         (vec!["--model", text(&model), "--input", "/nowhere", "--output", text(&output)], 2, "/nowhere"),
         (vec!["--model", text(&model)], 2, "--perplexity"),
         ([&base[..], &["--level", "avx9"]].concat(), 2, "avx9"),
-        ([&base[..], &["--quantization", "int8"]].concat(), 2, "give none"),
+        ([&base[..], &["--quantization", "int3"]].concat(), 2, "none, int8, int4"),
         ([&base[..], &["--repeat", "0"]].concat(), 2, "at least 1"),
         ([&base[..], &["--deterministic", "--backend", "candle"]].concat(), 2, "does not go with candle"),
         ([&base[..], &["--generate", "62", "--kv-blocks", "2"]].concat(), 2, "give at least 3"),

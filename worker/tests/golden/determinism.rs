@@ -1,21 +1,30 @@
 //! The kernels give the same bits however a sequence is run.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ernie_kernels::Level;
 use ernie_worker::eval::evaluate::{Evaluation, Sequence, Settings, evaluate};
-use ernie_worker::model::{BackendChoice, KvSize, ModelExecutor};
+use ernie_worker::model::{BackendChoice, KvSize, ModelExecutor, Quantization};
 use ernie_worker::tokenizer::Tokenizer;
 
 use crate::demo::models;
 use crate::reference::{Engine, Reference, adapter, folder};
 
-fn load(path: &Path, with: Option<&str>, level: Level, threads: usize, blocks: usize) -> ModelExecutor {
-    Engine(BackendChoice::Cpu, Some(level)).load_with(path, |options| {
+/// A model folder, an adapter for it, and how it is loaded.
+#[derive(Clone, Copy)]
+struct Model<'a> {
+    path: &'a Path,
+    with: Option<&'a str>,
+    quantization: Quantization,
+}
+
+fn load(model: Model<'_>, level: Level, threads: usize, blocks: usize) -> ModelExecutor {
+    Engine(BackendChoice::Cpu, Some(level)).load_with(model.path, |options| {
+        options.quantization = model.quantization;
         options.threads = threads;
         options.kv = KvSize::Blocks(blocks);
         options.max_model_len = Some(options.max_model_len.unwrap_or(1024).min(blocks * 32));
-        options.adapters = with.into_iter().map(adapter).collect();
+        options.adapters = model.with.into_iter().map(adapter).collect();
     })
 }
 
@@ -32,17 +41,18 @@ fn assert_same(what: &str, expected: &[Evaluation], results: &[Evaluation]) {
 }
 
 /// Runs sequences alone on one thread, then on several, in batches, in chunks, preempted and behind found prefixes.
-fn assert_deterministic(path: &Path, with: Option<&str>, sequences: &[Sequence], generate: usize, tight: usize) {
+fn assert_deterministic(model: Model<'_>, sequences: &[Sequence], generate: usize, tight: usize) {
+    let Model { path, with, quantization } = model;
     let settings = Settings { generate, adapter: with.is_some(), ..Settings::default() };
     let roomy: usize = sequences.iter().map(|sequence| (sequence.ids.len() + generate).div_ceil(32) + 1).sum();
     for level in Level::available() {
-        let what = |mode: &str| format!("{} {with:?} at {level} {mode}", path.display());
-        let mut executor = load(path, with, level, 1, roomy);
+        let what = |mode: &str| format!("{} {with:?} {quantization} at {level} {mode}", path.display());
+        let mut executor = load(model, level, 1, roomy);
         let alone = |sequence: &Sequence| evaluate(&mut executor, std::slice::from_ref(sequence), &settings);
         let expected: Vec<Evaluation> =
             sequences.iter().map(alone).map(|result| result.expect("evaluated").remove(0)).collect();
         for threads in [1, 2, 3] {
-            let mut executor = load(path, with, level, threads, roomy);
+            let mut executor = load(model, level, threads, roomy);
             let results = evaluate(&mut executor, sequences, &settings).expect("evaluated");
             assert_same(&what(&format!("in a batch on {threads} threads")), &expected, &results);
             let chunked = Settings { chunk: 37, step_tokens: 50, ..settings };
@@ -53,7 +63,7 @@ fn assert_deterministic(path: &Path, with: Option<&str>, sequences: &[Sequence],
         let hits: usize = results.iter().map(|result| result.figures.prefix_hit_tokens).sum();
         assert!(hits >= 32, "{}: nothing was found", what("repeated"));
         assert_same(&what("behind a found prefix"), &expected, &results);
-        let mut executor = load(path, with, level, 2, tight);
+        let mut executor = load(model, level, 2, tight);
         let results = evaluate(&mut executor, sequences, &settings).expect("evaluated");
         let again: usize = results.iter().map(|result| result.figures.recomputed_tokens).sum();
         assert!(again > 0, "{}: nothing was preempted", what("with a small cache"));
@@ -63,12 +73,15 @@ fn assert_deterministic(path: &Path, with: Option<&str>, sequences: &[Sequence],
 
 #[test]
 fn golden_folders_give_the_same_bits_however_they_are_run() {
-    for (name, with) in [
-        ("dense-tied", None),
-        ("dense-bf16", None),
-        ("moe-shared", None),
-        ("moe-bf16", None),
-        ("dense-lora", Some("adapter")),
+    for (name, with, quantization) in [
+        ("dense-tied", None, Quantization::None),
+        ("dense-bf16", None, Quantization::None),
+        ("dense-bf16", None, Quantization::Int8),
+        ("moe-shared", None, Quantization::None),
+        ("moe-shared", None, Quantization::Int4),
+        ("moe-bf16", None, Quantization::None),
+        ("dense-lora", Some("adapter"), Quantization::None),
+        ("dense-lora", Some("adapter"), Quantization::Int4),
     ] {
         let reference = Reference::of(name);
         let fed = |length: usize| {
@@ -76,18 +89,21 @@ fn golden_folders_give_the_same_bits_however_they_are_run() {
             Sequence { ids: ids[..length].to_vec(), positions: None }
         };
         let sequences = [fed(31), reference.gap_prompt(), fed(42), fed(3)];
-        assert_deterministic(&folder(name), with, &sequences, 40, 4);
+        let path = &folder(name);
+        assert_deterministic(Model { path, with, quantization }, &sequences, 40, 4);
     }
 }
 
 #[test]
 fn long_prompts_of_the_demo_model_give_the_same_bits_however_they_are_run() {
-    let path: PathBuf = models().join("austen-2.6m");
+    let path = models().join("austen-2.6m");
     let tokenizer = Tokenizer::load(&path, 1024).expect("a tokenizer");
     let text = std::fs::read_to_string(models().join("validation.jsonl")).expect("validation.jsonl");
     let ids = tokenizer.encode(&text).expect("encoded");
     // Attention reduces 512 places at a time; these begin on either side of the border and cross it.
     let sequence = |from: usize, length: usize| Sequence { ids: ids[from..from + length].to_vec(), positions: None };
     let sequences = [sequence(0, 620), sequence(1000, 500), sequence(2000, 90), sequence(0, 511)];
-    assert_deterministic(&path, None, &sequences, 60, 38);
+    for quantization in [Quantization::None, Quantization::Int8] {
+        assert_deterministic(Model { path: &path, with: None, quantization }, &sequences, 60, 38);
+    }
 }

@@ -9,5 +9,6 @@ mod determinism;
 mod folders;
 mod modes;
 mod prompts;
+mod quantization;
 mod reference;
 mod variants;

@@ -2,7 +2,7 @@
 //!
 //! The rows of activations are cut into tiles of a few rows and packed so that a tile's values for one `k` lie beside
 //! each other; the weights are panels of sixteen outputs ([`crate::panel`]). A task owns some panels and some rows,
-//! keeps their sums in its own scratch memory, goes through `k` in blocks of [`K_BLOCK`], and finishes with the
+//! keeps their sums in its own scratch memory, goes through `k` in blocks of [`K_BLOCK`](crate::weight::K_BLOCK), and finishes with the
 //! epilogue (bias, SwiGLU, addition). With few rows it walks along each panel, so that every weight is read from memory
 //! once, in order; with many it takes a block of all its panels at a time, so that the activations stay in the cache.
 //!

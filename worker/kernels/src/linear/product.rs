@@ -4,16 +4,14 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::elementwise::{load, store};
-use crate::matrix::with_element;
+use crate::matrix::with_weight;
 use crate::memory::Disjoint;
-use crate::panel::{Element, F32, Prefetch, has_tile, tile, widen};
+use crate::panel::{F32, Prefetch, has_tile};
 use crate::scratch::{self, Vector};
 use crate::simd::{Kernel, Simd, math};
+use crate::weight::{K_BLOCK, Weight};
 use crate::{Cpu, Matrix, Rows, RowsMut};
 
-/// Length of the blocks in which `k` is summed. Sixteen columns of a block are 8 KiB in bf16, which stay in the first
-/// cache beside a tile of activations. Part of the order of summation: changing it changes results in the last bits.
-const K_BLOCK: usize = 256;
 /// Most rows of a task: a block of them, `K_BLOCK` long, stays in the second cache.
 const ROW_BLOCK: usize = 96;
 /// Most panels of a task.
@@ -125,8 +123,8 @@ pub(crate) fn run(cpu: &Cpu, products: &mut [Product<'_>]) {
             let len = rows * task.panels.len();
             scratch::with(&scratch::SUMS, len + MOST_WIDE * K_BLOCK, Vector::ZERO, |memory| {
                 let (sums, widened) = memory.split_at_mut(len);
-                with_element!(product.weight.format(), E => {
-                    cpu.dispatch(Compute::<E> { product, task, first_row, rows, sums, widened, element: PhantomData });
+                with_weight!(product.weight.format(), W => {
+                    cpu.dispatch(Compute::<W> { product, task, first_row, rows, sums, widened, format: PhantomData });
                 });
             });
         });
@@ -188,30 +186,30 @@ fn split(products: &[Shared<'_>], threads: usize) -> Vec<Task> {
 }
 
 /// One task at one level, with memory for its sums, `[panel][row]`, one vector each, and for widened weights.
-struct Compute<'a, E> {
+struct Compute<'a, W> {
     product: &'a Shared<'a>,
     task: &'a Task,
     first_row: usize,
     rows: usize,
     sums: &'a mut [Vector],
     widened: &'a mut [Vector],
-    element: PhantomData<E>,
+    format: PhantomData<W>,
 }
 
-impl<E: Element> Kernel for Compute<'_, E> {
+impl<W: Weight> Kernel for Compute<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Compute { product, task, first_row, rows, sums, widened, element } = self;
-        let mut block = Block { s, product, task, first_row, rows, sums, widened, element };
+        let Compute { product, task, first_row, rows, sums, widened, format } = self;
+        let mut block = Block { s, product, task, first_row, rows, sums, widened, format };
         block.compute();
         block.finish();
     }
 }
 
 /// A [`Compute`] with its level.
-struct Block<'a, S, E> {
+struct Block<'a, S, W> {
     s: S,
     product: &'a Shared<'a>,
     task: &'a Task,
@@ -219,16 +217,17 @@ struct Block<'a, S, E> {
     rows: usize,
     sums: &'a mut [Vector],
     widened: &'a mut [Vector],
-    element: PhantomData<E>,
+    format: PhantomData<W>,
 }
 
-impl<S: Simd, E: Element> Block<'_, S, E> {
+impl<S: Simd, W: Weight> Block<'_, S, W> {
     #[inline(always)]
     fn compute(&mut self) {
         let k = self.product.weight.inputs();
         let tiles = self.task.tiles.clone();
         // The widest tile decides how many panels are worked on at once.
-        let wide = match self.rows.div_ceil(tiles.len().max(1)) {
+        let most = self.rows.div_ceil(tiles.len().max(1));
+        let wide = match most {
             1 => 4,
             2 => 2,
             _ if S::WIDE => 2,
@@ -237,13 +236,17 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
         if tiles.len() <= FEW_TILES {
             for panel in self.task.panels.clone().step_by(wide) {
                 for start in (0..k).step_by(K_BLOCK) {
-                    self.add_panels(panel, wide, start);
+                    if most <= W::MOST_DIRECT_ROWS {
+                        self.add_panels(panel, wide, start);
+                    } else {
+                        self.add_panels_widened(panel, wide, start);
+                    }
                 }
             }
         } else {
             for start in (0..k).step_by(K_BLOCK) {
                 for panel in self.task.panels.clone().step_by(wide) {
-                    if E::NARROW {
+                    if W::WIDENED_FOR_MANY {
                         self.add_panels_widened(panel, wide, start);
                     } else {
                         self.add_panels(panel, wide, start);
@@ -257,8 +260,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
     #[inline(always)]
     fn block_of(&self, panel: usize, start: usize) -> &[u8] {
         let weight = self.product.weight;
-        let pairs = (weight.inputs() - start).min(K_BLOCK).div_ceil(2);
-        &weight.panel(panel)[start / 2 * E::PAIR_BYTES..][..pairs * E::PAIR_BYTES]
+        &weight.panel(panel)[W::block(weight.inputs(), start)]
     }
 
     /// Adds a block of `k` for up to `wide` panels and all tiles.
@@ -270,7 +272,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
             *block = self.block_of(panel + p, start).as_ptr();
         }
         let k = self.product.weight.inputs();
-        self.add_tiles::<E>(panel, &blocks[..wide], start, Prefetch::new::<E>(start / 2, k.div_ceil(2), wide));
+        self.add_tiles::<W>(panel, &blocks[..wide], start, W::prefetch(k, start, wide));
     }
 
     /// The same with the panels widened first, once for all tiles.
@@ -279,9 +281,10 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
         let mut blocks = [std::ptr::null(); MOST_WIDE];
         let wide = wide.min(self.task.panels.end - panel);
         let widened = std::mem::take(&mut self.widened);
+        let len = (self.product.weight.inputs() - start).min(K_BLOCK);
         for (p, block) in blocks[..wide].iter_mut().enumerate() {
             let to = &mut widened[p * K_BLOCK..][..K_BLOCK];
-            widen::<S, E>(self.s, self.block_of(panel + p, start), to);
+            W::widen(self.s, self.block_of(panel + p, start), len, to);
             *block = to.as_ptr().cast();
         }
         self.add_tiles::<F32>(panel, &blocks[..wide], start, Prefetch::ON);
@@ -290,7 +293,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
 
     /// Adds a block of `k`, at `blocks` in the format `X`, for all tiles.
     #[inline(always)]
-    fn add_tiles<X: Element>(&mut self, panel: usize, blocks: &[*const u8], start: usize, prefetch: Prefetch) {
+    fn add_tiles<X: Weight>(&mut self, panel: usize, blocks: &[*const u8], start: usize, prefetch: Prefetch) {
         for tile in self.task.tiles.clone() {
             let first = self.product.tiles.start(tile);
             let rows = self.product.tiles.start(tile + 1) - first;
@@ -311,7 +314,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
 
     /// Adds a block of `k` for `P` panels and the tile of `R` rows from `first`.
     #[inline(always)]
-    fn add<X: Element, const R: usize, const P: usize>(
+    fn add<X: Weight, const R: usize, const P: usize>(
         &mut self,
         panel: usize,
         blocks: &[*const u8],
@@ -319,7 +322,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
         start: usize,
         prefetch: Prefetch,
     ) {
-        if const { !has_tile::<S, R, P>() } {
+        if const { !has_tile::<S, R, P>() || R > X::MOST_DIRECT_ROWS } {
             unreachable!("no tile of {R} rows and {P} panels at this level");
         }
         let s = self.s;
@@ -329,8 +332,8 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
         let mut panels = [std::ptr::null(); P];
         panels.copy_from_slice(&blocks[..P]);
         // SAFETY: `a` holds `R` numbers for each of `len` k. Each block is the part of a panel that `block_of` has cut
-        // to the pairs of `len`, or a copy of it in `widened`, which is `K_BLOCK` long.
-        let sums = unsafe { tile::<S, X, R, P, 1, R>(s, a.as_ptr(), panels, len, prefetch, [[s.splat(0.0); P]; R]) };
+        // to `len`, or a copy of it in `widened`, which is `K_BLOCK` long.
+        let sums: [[S::V; P]; R] = unsafe { X::tile(s, a.as_ptr(), panels, len, prefetch) };
         for p in 0..P {
             let at = (panel + p - self.task.panels.start) * self.rows + first - self.first_row;
             let to = &mut self.sums[at..at + R];

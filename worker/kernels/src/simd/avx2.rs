@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, TOP_BYTE, top_bytes};
 
 /// AVX2 with FMA and F16C. Holding one proves that the CPU has them.
 #[derive(Clone, Copy)]
@@ -51,6 +51,27 @@ fn below(s: Avx2, n: usize) -> (__m256i, __m256i) {
     unsafe {
         let n = _mm256_set1_epi32(n as i32);
         (_mm256_cmpgt_epi32(n, low), _mm256_cmpgt_epi32(n, high))
+    }
+}
+
+/// The four bytes of each 32-bit word of both halves as signed numbers, times `scale`.
+#[inline(always)]
+fn scaled_bytes(_: Avx2, low: __m256i, high: __m256i, scale: Pair) -> [Pair; 4] {
+    // SAFETY: the argument proves that the CPU has AVX2.
+    unsafe {
+        // A byte at the top of its word is the number times 2²⁴, and no other byte enters.
+        let factor = _mm256_set1_ps(TOP_BYTE);
+        let scale = Pair(_mm256_mul_ps(scale.0, factor), _mm256_mul_ps(scale.1, factor));
+        let top = |byte: i32| {
+            let places =
+                _mm_setr_epi32(top_bytes(byte), top_bytes(byte + 4), top_bytes(byte + 8), top_bytes(byte + 12));
+            let places = _mm256_broadcastsi128_si256(places);
+            Pair(
+                _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_shuffle_epi8(low, places)), scale.0),
+                _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_shuffle_epi8(high, places)), scale.1),
+            )
+        };
+        [top(0), top(1), top(2), top(3)]
     }
 }
 
@@ -227,6 +248,26 @@ impl Simd for Avx2 {
         // SAFETY: the CPU has F16C; the caller vouches for 32 readable bytes; the loads do not need alignment.
         unsafe {
             Pair(_mm256_cvtph_ps(_mm_loadu_si128(from.cast())), _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8, scale: Pair) -> [Pair; 4] {
+        // SAFETY: the CPU has AVX2; the caller vouches for 64 readable bytes; the loads do not need alignment.
+        unsafe { scaled_bytes(self, _mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()), scale) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i4(self, from: *const u8, scale: Pair) -> [Pair; 8] {
+        // SAFETY: the CPU has AVX2; the caller vouches for 64 readable bytes; the loads do not need alignment.
+        unsafe {
+            let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()));
+            let half = _mm256_set1_epi8(15);
+            let number = |bits: __m256i| _mm256_sub_epi8(_mm256_and_si256(bits, half), _mm256_set1_epi8(8));
+            let [a, b, c, d] = scaled_bytes(self, number(low), number(high), scale);
+            let (low, high) = (_mm256_srli_epi16::<4>(low), _mm256_srli_epi16::<4>(high));
+            let [e, f, g, h] = scaled_bytes(self, number(low), number(high), scale);
+            [a, b, c, d, e, f, g, h]
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, TOP_BYTE, top_bytes};
 
 /// AVX-512 F, BW, DQ and VL, with AVX2, FMA and F16C. Holding one proves that the CPU has them.
 #[derive(Clone, Copy)]
@@ -171,6 +171,44 @@ impl Simd for Avx512 {
     unsafe fn load_f16(self, from: *const u8) -> __m512 {
         // SAFETY: the CPU has AVX-512; the caller vouches for 32 readable bytes; the load does not need alignment.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8, scale: __m512) -> [__m512; 4] {
+        // SAFETY: the CPU has AVX-512 BW; the caller vouches for 64 readable bytes; the load does not need alignment.
+        unsafe {
+            let raw = _mm512_loadu_si512(from.cast());
+            // A byte at the top of its word is the number times 2²⁴, and no other byte enters.
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(TOP_BYTE));
+            let top = |byte: i32| {
+                let places =
+                    _mm512_set4_epi32(top_bytes(byte + 12), top_bytes(byte + 8), top_bytes(byte + 4), top_bytes(byte));
+                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_shuffle_epi8(raw, places)), scale)
+            };
+            [top(0), top(1), top(2), top(3)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i4(self, from: *const u8, scale: __m512) -> [__m512; 8] {
+        // SAFETY: the CPU has AVX-512; the caller vouches for 64 readable bytes; the load does not need alignment.
+        unsafe {
+            let raw = _mm512_loadu_si512(from.cast());
+            let numbers =
+                _mm512_setr_ps(-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0);
+            // The permutation looks at the lowest four bits of each word only.
+            let number = |bits: __m512i| _mm512_mul_ps(_mm512_permutexvar_ps(bits, numbers), scale);
+            [
+                number(raw),
+                number(_mm512_srli_epi32::<8>(raw)),
+                number(_mm512_srli_epi32::<16>(raw)),
+                number(_mm512_srli_epi32::<24>(raw)),
+                number(_mm512_srli_epi32::<4>(raw)),
+                number(_mm512_srli_epi32::<12>(raw)),
+                number(_mm512_srli_epi32::<20>(raw)),
+                number(_mm512_srli_epi32::<28>(raw)),
+            ]
+        }
     }
 
     #[inline(always)]

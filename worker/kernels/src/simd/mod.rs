@@ -75,8 +75,31 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// 32 bytes at `from` must be readable.
     unsafe fn load_f16(self, from: *const u8) -> Self::V;
+    /// Four whole numbers of 8 bits for each lane, as bytes of its 32-bit word from the lowest on, times `scale`. Exact
+    /// where a lane's scale has a significand of 8 bits and is 0 or at least 2⁻¹⁰⁰.
+    ///
+    /// # Safety
+    /// 64 bytes at `from` must be readable.
+    unsafe fn load_i8(self, from: *const u8, scale: Self::V) -> [Self::V; 4];
+    /// Eight numbers of 4 bits for each lane, less 8, times `scale`: the low halves of the bytes of its 32-bit word from
+    /// the lowest on, then the high halves. Exact as [`Simd::load_i8`].
+    ///
+    /// # Safety
+    /// 64 bytes at `from` must be readable.
+    unsafe fn load_i4(self, from: *const u8, scale: Self::V) -> [Self::V; 8];
     /// Asks for the cache line at `address`, which may be any address.
     fn prefetch(self, address: *const u8);
+}
+
+/// 2⁻²⁴: what makes a byte at the top of a 32-bit word the number that it is.
+#[cfg(target_arch = "x86_64")]
+const TOP_BYTE: f32 = 1.0 / (1 << 24) as f32;
+
+/// The control word of a byte shuffle that puts byte `from` of the lane at the top of a word, and zeros below it.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+const fn top_bytes(from: i32) -> i32 {
+    (from << 24) | 0x0080_8080
 }
 
 /// A computation over any level.

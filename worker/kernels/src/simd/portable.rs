@@ -151,6 +151,21 @@ impl<const FUSED: bool> Simd for Portable<FUSED> {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8, scale: Self::V) -> [Self::V; 4] {
+        // SAFETY: the caller vouches for 64 readable bytes; an array of bytes needs no alignment.
+        let raw = unsafe { from.cast::<[[u8; 4]; LANES]>().read() };
+        std::array::from_fn(|k| lanes!(|i| f32::from(raw[i][k].cast_signed()) * scale[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i4(self, from: *const u8, scale: Self::V) -> [Self::V; 8] {
+        // SAFETY: the caller vouches for 64 readable bytes; an array of bytes needs no alignment.
+        let raw = unsafe { from.cast::<[[u8; 4]; LANES]>().read() };
+        let number = |bytes: [u8; 4], k: usize| (bytes[k % 4] >> (k / 4 * 4) & 15).cast_signed() - 8;
+        std::array::from_fn(|k| lanes!(|i| f32::from(number(raw[i], k)) * scale[i]))
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: *const u8) {}
 }
 

@@ -60,6 +60,18 @@ impl Simd for Emulated {
     }
 
     #[inline(never)]
+    unsafe fn load_i8(self, from: *const u8, scale: V) -> [V; 4] {
+        // SAFETY: the caller vouches for what `Portable` asks for.
+        unsafe { PLAIN.load_i8(from, scale) }
+    }
+
+    #[inline(never)]
+    unsafe fn load_i4(self, from: *const u8, scale: V) -> [V; 8] {
+        // SAFETY: the caller vouches for what `Portable` asks for.
+        unsafe { PLAIN.load_i4(from, scale) }
+    }
+
+    #[inline(never)]
     unsafe fn load_f16(self, from: *const u8) -> V {
         // SAFETY: the caller vouches for what `Portable` asks for.
         unsafe { PLAIN.load_f16(from) }

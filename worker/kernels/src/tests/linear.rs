@@ -5,9 +5,16 @@ use proptest::prelude::*;
 
 use super::guard::{Guarded, gathered, side, strided};
 use super::{assert_close, assert_same, config, cpus, fused, noise, reference};
-use crate::{Cpu, Format, Layout, Matrix, Rows, RowsMut, Write, linear, swiglu};
+use crate::{Cpu, Format, Layout, Matrix, Rows, RowsMut, WeightFormat, Write, linear, swiglu};
 
-const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::F16];
+const FLOATS: [Format; 3] = [Format::F32, Format::Bf16, Format::F16];
+const FORMATS: [WeightFormat; 5] = [
+    WeightFormat::Float(Format::F32),
+    WeightFormat::Float(Format::Bf16),
+    WeightFormat::Float(Format::F16),
+    WeightFormat::Int8,
+    WeightFormat::Int4,
+];
 
 /// What a matrix of that format holds when it is given `value`.
 fn stored(format: Format, value: f32) -> f32 {
@@ -18,7 +25,14 @@ fn stored(format: Format, value: f32) -> f32 {
     }
 }
 
-fn matrix(cpu: &Cpu, format: Format, layout: Layout, inputs: usize, values: &[f32]) -> Matrix {
+/// What a matrix of that format holds when it is given rows of `values`.
+fn held(format: WeightFormat, inputs: usize, values: &[f32]) -> Vec<f32> {
+    let mut values = values.to_vec();
+    values.chunks_exact_mut(inputs).for_each(|row| format.round(row).expect("in range"));
+    values
+}
+
+fn matrix(cpu: &Cpu, format: impl Into<WeightFormat>, layout: Layout, inputs: usize, values: &[f32]) -> Matrix {
     Matrix::from_f32(cpu, format, layout, inputs, values).expect("memory and range")
 }
 
@@ -28,7 +42,7 @@ struct Case {
     outputs: usize,
     inputs: usize,
     stride: usize,
-    format: Format,
+    format: WeightFormat,
     biased: bool,
     seed: u64,
 }
@@ -58,11 +72,12 @@ proptest! {
     fn a_linear_is_the_sum_of_products_at_every_level(case in case()) {
         let Case { rows, outputs, inputs, stride, format, biased, seed } = case;
         let x = noise(seed, rows * inputs);
-        let w: Vec<f32> = noise(seed ^ 1, outputs * inputs).iter().map(|&w| stored(format, w)).collect();
+        let w = noise(seed ^ 1, outputs * inputs);
+        let held = held(format, inputs, &w);
         let bias = Guarded::new(&noise(seed ^ 2, outputs), side());
         let bias = biased.then_some(&*bias);
         let before = noise(seed ^ 3, rows * outputs);
-        let expected = reference::linear(&x, inputs, &w, bias);
+        let expected = reference::linear(&x, inputs, &held, bias);
         let mut same: Option<Vec<f32>> = None;
         for cpu in cpus() {
             let weight = matrix(cpu, format, Layout::Plain, inputs, &w);
@@ -73,6 +88,10 @@ proptest! {
             linear(cpu, x, &weight, bias, Write::Store, RowsMut::strided(&mut out, rows, outputs, out_stride));
             let stored = gathered(&out, rows, outputs, out_stride);
             assert_close(cpu, "linear", &stored, &expected, 1e-5 * (inputs as f64).sqrt());
+            let weight_f32 = matrix(cpu, Format::F32, Layout::Plain, inputs, &held);
+            let mut wide = Guarded::poisoned(rows * outputs, side());
+            linear(cpu, x, &weight_f32, bias, Write::Store, RowsMut::new(&mut wide, outputs));
+            assert_same(cpu, "the f32 matrix of the same numbers", &stored, &wide);
             let gaps = |memory: &[f32]| (0..rows - 1).all(|r| memory[r * out_stride + outputs..(r + 1) * out_stride].iter().all(|x| x.is_nan()));
             prop_assert!(gaps(&out), "written between the rows");
 
@@ -90,10 +109,10 @@ proptest! {
     fn a_swiglu_is_silu_of_the_gate_times_up_at_every_level(case in case()) {
         let Case { rows, outputs: inner, inputs, format, biased, seed, .. } = case;
         let x = noise(seed, rows * inputs);
-        let w: Vec<f32> = noise(seed ^ 1, 2 * inner * inputs).iter().map(|&w| stored(format, w)).collect();
+        let w = noise(seed ^ 1, 2 * inner * inputs);
         let bias = Guarded::new(&noise(seed ^ 2, 2 * inner), side());
         let bias = biased.then_some(&*bias);
-        let both = reference::linear(&x, inputs, &w, bias);
+        let both = reference::linear(&x, inputs, &held(format, inputs, &w), bias);
         let expected = reference::swiglu(&both, inner);
         let mut same: Option<Vec<f32>> = None;
         for cpu in cpus() {
@@ -132,10 +151,10 @@ proptest! {
     #[test]
     fn rows_packed_in_pieces_from_any_format_and_alignment_are_read_back(
         outputs in 1usize..80,
-        inputs in 1usize..40,
+        inputs in prop_oneof![3 => 1usize..40, 1 => 250usize..530],
         layout in prop::sample::select(vec![Layout::Plain, Layout::GateUp]),
         piece in 1usize..20,
-        source in prop::sample::select(FORMATS.to_vec()),
+        source in prop::sample::select(FLOATS.to_vec()),
         target in prop::sample::select(FORMATS.to_vec()),
         seed in any::<u64>(),
     ) {
@@ -158,8 +177,7 @@ proptest! {
             let mut row = Guarded::poisoned(inputs, side());
             for (index, values) in values.chunks_exact(inputs).enumerate() {
                 matrix.read_row(index, &mut row);
-                let expected: Vec<f32> = values.iter().map(|&value| stored(target, value)).collect();
-                assert_same(cpu, "row", &row, &expected);
+                assert_same(cpu, "row", &row, &held(target, inputs, values));
             }
         }
     }

@@ -7,6 +7,7 @@ pub(crate) mod emulated;
 pub(crate) mod guard;
 mod linear;
 mod moe;
+mod quantized;
 mod reference;
 mod select;
 

@@ -12,6 +12,7 @@ mod attention;
 use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
+use ernie_kernels::WeightFormat;
 use half::{bf16, f16};
 
 use self::attention::Sequence;
@@ -21,6 +22,7 @@ use crate::model::batch::Batch;
 use crate::model::dtype::Dtype;
 use crate::model::error::LoadResult;
 use crate::model::pack::{MatrixSource, Pack, Precision};
+use crate::model::quantization::Quantization;
 use crate::model::rope::Frequencies;
 use crate::model::safetensors::widen;
 use crate::model::weights::Part;
@@ -38,6 +40,8 @@ impl From<candle_core::Error> for ComputeError {
 pub struct CandleShape {
     /// The format that weights are kept in.
     pub dtype: Dtype,
+    /// What those that are quantised are rounded to; they are kept in single precision, which holds the rounded numbers.
+    pub quantization: Quantization,
     /// The format of the key-value cache.
     pub kv_cache_dtype: Dtype,
     /// Base of the rotary frequencies.
@@ -59,6 +63,7 @@ pub struct CandleBackend {
     stored: DType,
     /// The format of activations.
     working: DType,
+    quantization: Quantization,
     frequencies: Frequencies,
     /// Keys and values of each layer, `[blocks · 32, kv_heads · head_dim]`.
     cache: Vec<(Tensor, Tensor)>,
@@ -85,7 +90,8 @@ impl CandleBackend {
         let scalar = |value: f32| Tensor::new(value, &device).map_err(ComputeError::from);
         let (visible, hidden) = (scalar(0.0)?, scalar(f32::NEG_INFINITY)?);
         let frequencies = Frequencies::new(shape.rope_theta, shape.head_dim);
-        Ok(Self { device, stored, working, frequencies, cache, visible, hidden, scores: ATTENTION_SCORES })
+        let (quantization, scores) = (shape.quantization, ATTENTION_SCORES);
+        Ok(Self { device, stored, working, quantization, frequencies, cache, visible, hidden, scores })
     }
 
     fn tensor(&self, part: &Part<'_>, single: bool) -> LoadResult<Tensor> {
@@ -102,6 +108,16 @@ impl CandleBackend {
             }
             _ => Tensor::from_vec(read(part, Some)?, shape, &self.device),
         };
+        tensor.map_err(|error| ComputeError::from(error).into())
+    }
+
+    /// A part, rounded to what a quantised format keeps of it.
+    fn rounded(&self, part: &Part<'_>, format: WeightFormat) -> LoadResult<Tensor> {
+        let mut numbers = read(part, Some)?;
+        for (row, numbers) in numbers.chunks_exact_mut(part.inputs).enumerate() {
+            format.round(numbers).map_err(|error| part.out_of_range(error.value, row, error.column))?;
+        }
+        let tensor = Tensor::from_vec(numbers, (part.rows.len(), part.inputs), &self.device);
         tensor.map_err(|error| ComputeError::from(error).into())
     }
 
@@ -132,7 +148,7 @@ fn read<T>(part: &Part<'_>, narrow: impl Fn(f32) -> Option<T>) -> LoadResult<Vec
         for value in widen(part.dtype, bytes) {
             let place = numbers.len();
             numbers
-                .push(narrow(value).ok_or_else(|| part.beyond_half(value, place / part.inputs, place % part.inputs))?);
+                .push(narrow(value).ok_or_else(|| part.out_of_range(value, place / part.inputs, place % part.inputs))?);
         }
         Ok(())
     })?;
@@ -145,7 +161,12 @@ impl Pack for CandleBackend {
 
     fn matrix(&self, source: &MatrixSource<'_>) -> LoadResult<Tensor> {
         let single = source.precision == Precision::Single;
-        let parts = source.parts.iter().map(|part| self.tensor(part, single)).collect::<LoadResult<Vec<_>>>()?;
+        let quantised = self.quantization.format(source.precision);
+        let parts = source.parts.iter().map(|part| match quantised {
+            Some(format) => self.rounded(part, format),
+            None => self.tensor(part, single),
+        });
+        let parts = parts.collect::<LoadResult<Vec<_>>>()?;
         if let [only] = &parts[..] {
             return Ok(only.clone());
         }

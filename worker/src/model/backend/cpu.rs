@@ -15,6 +15,7 @@ use crate::model::batch::Batch;
 use crate::model::dtype::Dtype;
 use crate::model::error::{LoadError, LoadResult};
 use crate::model::pack::{MatrixSource, Pack, Precision};
+use crate::model::quantization::Quantization;
 use crate::model::weights::Part;
 
 pub use scratch::Rows;
@@ -25,6 +26,8 @@ use scratch::Scratch;
 pub struct CpuShape {
     /// The format that weights are kept in.
     pub dtype: Dtype,
+    /// What becomes of those that are quantised.
+    pub quantization: Quantization,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
     /// The key-value cache.
@@ -35,6 +38,7 @@ pub struct CpuShape {
 pub struct CpuBackend {
     cpu: Cpu,
     format: Format,
+    quantization: Quantization,
     rotary: Rotary,
     kv: KvCache,
     scratch: Scratch,
@@ -51,6 +55,7 @@ impl CpuBackend {
         Ok(Self {
             cpu,
             format: format(shape.dtype),
+            quantization: shape.quantization,
             rotary: Rotary::new(shape.rope_theta, shape.kv.head_dim),
             kv,
             scratch: Scratch::default(),
@@ -86,16 +91,17 @@ impl Pack for CpuBackend {
     type Vector = Vec<f32>;
 
     fn matrix(&self, source: &MatrixSource<'_>) -> LoadResult<Matrix> {
-        let kept = if source.precision == Precision::Single { Format::F32 } else { self.format };
-        let mut builder = Matrix::builder(kept, source.layout, source.outputs(), source.inputs()).map_err(|error| {
-            out_of_memory("a weight matrix", source.outputs() * source.inputs() * kept.bytes(), &error)
-        })?;
+        let plain = if source.precision == Precision::Single { Format::F32 } else { self.format };
+        let kept = self.quantization.format(source.precision).unwrap_or(plain.into());
+        let (layout, outputs, inputs) = (source.layout, source.outputs(), source.inputs());
+        let mut builder = Matrix::builder(kept, layout, outputs, inputs)
+            .map_err(|error| out_of_memory("a weight matrix", kept.bytes(layout, outputs, inputs), &error))?;
         let mut first = 0;
         for part in &source.parts {
             part.stream(|row, bytes| {
                 builder
                     .write_rows(&self.cpu, first + row, format(part.dtype), bytes)
-                    .map_err(|error| part.beyond_half(error.value, error.row - first, error.column))
+                    .map_err(|error| part.out_of_range(error.value, error.row - first, error.column))
             })?;
             first += part.rows.len();
         }

@@ -234,6 +234,9 @@ fn what_is_not_computed_is_refused_by_the_key_s_name() {
         let name = if key.starts_with("rope") { "type" } else { key };
         assert!(text.contains(name), "{key}: {text}");
     }
+    let error = parse(&with(dense(), &[("quantization_config", json!({"bits": 4, "quant_method": "gptq"}))]));
+    let text = error.expect_err("quantised").to_string();
+    assert!(text.contains("gptq (quant_method)") && text.contains("--quantization int8"), "{text}");
     let lists = [("moe_num_experts", json!([64, 64])), ("moe_intermediate_size", json!([1536, 512]))];
     for change in lists {
         let error = parse(&with(moe(), std::slice::from_ref(&change))).expect_err(change.0);

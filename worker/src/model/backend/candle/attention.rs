@@ -139,12 +139,14 @@ mod tests {
     use crate::executor::{Geometry, LogitRows, SequenceStep, StepPlan};
     use crate::model::backend::{Backend, Step};
     use crate::model::dtype::Dtype;
+    use crate::model::quantization::Quantization;
 
     const SHAPE: AttentionShape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 4, window: None };
 
     fn backend() -> CandleBackend {
         let shape = CandleShape {
             dtype: Dtype::Float32,
+            quantization: Quantization::None,
             kv_cache_dtype: Dtype::Float32,
             rope_theta: 10_000.0,
             head_dim: SHAPE.head_dim,
