@@ -131,8 +131,8 @@ impl Autoscaler {
             }
         };
         let now = self.context.moment();
-        let policy = self.with_ledger(&uid, model, replicas, |ledger| ledger.policy(spec, now).cloned());
-        if let Ok(policy) = policy {
+        let policy = self.with_ledger(&uid, model, replicas, |ledger| ledger.policy(spec, now).ok().cloned());
+        if let Some(policy) = policy {
             self.workers.ask(model, &pods, policy.slo).await;
         }
         let now = self.context.moment();

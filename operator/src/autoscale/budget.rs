@@ -20,11 +20,12 @@ impl Budget {
 
     /// Enters what a model wants. One without GPUs takes no part.
     pub(super) fn claim(&mut self, uid: &str, model: &ErnieModel, min: u32, desired: u32) {
-        match gpus(model) {
-            0 => drop(self.claims.remove(uid)),
-            cost => {
-                drop(self.claims.insert(uid.to_owned(), Claim { min, desired: desired.max(min), cost, weight: 1.0 }))
-            }
+        let cost = gpus(model);
+        if cost == 0 {
+            self.claims.remove(uid);
+        } else {
+            let claim = Claim { min, desired: desired.max(min), cost, weight: 1.0 };
+            self.claims.insert(uid.to_owned(), claim);
         }
     }
 

@@ -65,8 +65,9 @@ impl Findings {
     pub async fn changed(&self) -> HashSet<String> {
         loop {
             let mut entries = self.entries();
-            let changed = entries.iter_mut().filter(|(_, entry)| std::mem::take(&mut entry.changed));
-            let changed = changed.map(|(uid, _)| uid.clone()).collect::<HashSet<_>>();
+            let changed =
+                entries.iter_mut().filter_map(|(uid, entry)| std::mem::take(&mut entry.changed).then(|| uid.clone()));
+            let changed = changed.collect::<HashSet<_>>();
             drop(entries);
             if !changed.is_empty() {
                 return changed;

@@ -183,12 +183,4 @@ mod tests {
         head.extend(b"x: y\r\n".repeat(HEAD_LIMIT));
         assert!(matches!(answered(head).await, Err(Absence::Unreachable(_))));
     }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_never_comes_ends_at_the_deadline() {
-        let fetch = Fetch::new(|_| Box::pin(std::future::pending()));
-        let started = tokio::time::Instant::now();
-        assert_eq!(fetch.page(IpAddr::from([127, 0, 0, 1])).await, Err(Absence::Timeout));
-        assert_eq!(started.elapsed(), DEADLINE);
-    }
 }

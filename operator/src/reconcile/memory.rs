@@ -3,8 +3,6 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use kube::ResourceExt;
-
 use crate::api::ErnieModel;
 use crate::context::Context;
 use crate::desired::{

@@ -360,7 +360,7 @@ pub(super) mod tests {
             ("ernie:steps_total{engine=\"0\",model_name=\"m\"} 200\n", "", "ernie:steps_total is missing"),
             ("num_gpu_blocks=\"100\"", "num_gpu_blocks=\"many\"", "vllm:cache_config_info is missing"),
             ("le=\"0.1\"", "le=\"7\"", "not in order"),
-            ("ernie:steps_total{engine", "ernie:steps_total{engine=\"0", "is not of the form"),
+            ("ernie:steps_total{engine=\"0\",model_name=\"m\"}", "ernie:steps_total{engine=\"0", "is not of the form"),
         ] {
             assert!(good.contains(from), "{from}");
             let error = parse(good.replace(from, to).as_bytes()).expect_err(to).to_string();

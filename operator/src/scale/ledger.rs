@@ -30,8 +30,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn new(status: impl Into<Option<bool>>, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { status: status.into(), reason, message: message.into() }
+    fn new(status: Option<bool>, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { status, reason, message: message.into() }
     }
 }
 
@@ -110,7 +110,7 @@ impl Ledger {
             Ok(policy) => policy.clone(),
             Err(error) => {
                 let message = format!("{error}; {current} replicas stay until then");
-                let active = Verdict::new(false, error.reason(), message);
+                let active = Verdict::new(Some(false), error.reason(), message);
                 return self.finding(active, within_range("nothing is decided"));
             }
         };
@@ -135,7 +135,7 @@ impl Ledger {
             Pause::Suspended => "no worker is to run: set spec.suspend to false",
             Pause::Paused => "children are left as they are: set spec.paused to false",
         };
-        self.finding(Verdict::new(false, "Disabled", message), within_range("nothing is decided"))
+        self.finding(Verdict::new(Some(false), "Disabled", message), within_range("nothing is decided"))
     }
 
     fn finding(&self, active: Verdict, limited: Verdict) -> Finding {
@@ -186,7 +186,7 @@ impl Ledger {
         }
         if blind {
             return Verdict::new(
-                false,
+                Some(false),
                 "MetricsMissing",
                 format!(
                     "0 of {ready} ready workers told their state{}; {} replicas stay: let the operator reach the HTTP port \
@@ -197,7 +197,7 @@ impl Ledger {
             );
         }
         if infeasible {
-            return Verdict::new(false, "SLOInfeasible", self.infeasible(policy, decision));
+            return Verdict::new(Some(false), "SLOInfeasible", self.infeasible(policy, decision));
         }
         if policy.advisory {
             let wish = if decision.desired == current {
@@ -206,14 +206,14 @@ impl Ledger {
                 format!("it would ask for {} replicas, {current} stay", decision.desired)
             };
             let message = format!("autoscaling.advisory is true: {wish}; set it to false to act");
-            return Verdict::new(false, "Advisory", message);
+            return Verdict::new(Some(false), "Advisory", message);
         }
         let told = ready.saturating_sub(unheard);
         let missing = if unheard > 0 { names(silent) } else { String::new() };
         let overlap = self.policy.as_ref().and_then(|read| read.overlap.as_deref());
         let note = overlap.map(|note| format!("; {note}")).unwrap_or_default();
         let message = format!("decides on fresh data of {told} of {ready} ready workers{missing}{note}");
-        Verdict::new(true, "FreshData", message)
+        Verdict::new(Some(true), "FreshData", message)
     }
 
     /// Why no number of workers meets the objective, in numbers that change only when a digit does.
@@ -254,11 +254,11 @@ fn limited(decision: &Decision) -> Verdict {
         | Reason::MetricsMissing
         | Reason::Fallback => return within_range("the number that is asked for is the one that is needed"),
     };
-    Verdict::new(true, reason, message)
+    Verdict::new(Some(true), reason, message)
 }
 
 fn within_range(message: &str) -> Verdict {
-    Verdict::new(false, "DesiredWithinRange", message)
+    Verdict::new(Some(false), "DesiredWithinRange", message)
 }
 
 fn names(silent: &[(String, String)]) -> String {

@@ -38,7 +38,7 @@ pub enum PageFault {
     Huge,
     /// Numbers are none.
     NotANumber,
-    /// Counters begin again with each page.
+    /// Counters begin again every 20 s, and nothing says so.
     Reset,
     /// Another model's worker answers at the address.
     Foreign,
@@ -69,6 +69,7 @@ struct Shared {
     begun: u32,
     fault: Option<PageFault>,
     faulty: Option<IpAddr>,
+    turns: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,6 +100,14 @@ impl Workers {
             let worker = shared.workers.entry(*address).or_insert(Worker { process: begun, ..Worker::default() });
             worker.serve(rate / addresses.len() as f64, seconds);
             shared.begun = begun;
+        }
+        shared.turns += 1;
+        let (faulty, resets) =
+            (shared.faulty, shared.fault == Some(PageFault::Reset) && shared.turns.is_multiple_of(4));
+        let broken = shared.workers.iter_mut().filter(|(address, _)| faulty.is_none_or(|faulty| faulty == **address));
+        for (_, worker) in broken.filter(|_| resets) {
+            let Worker { process, waiting, running, .. } = *worker;
+            *worker = Worker { process, waiting, running, ..Worker::default() };
         }
     }
 
@@ -138,7 +147,7 @@ impl Workers {
             async move {
                 let Some(worker) = worker else { return Err(refused()) };
                 match fault {
-                    None => Ok(worker.page("m").into_bytes()),
+                    None | Some(PageFault::Reset) => Ok(worker.page("m").into_bytes()),
                     Some(PageFault::Refused) => Err(refused()),
                     Some(PageFault::Hang) => std::future::pending().await,
                     Some(PageFault::Garbage) => Ok(b"\xff\xfe<html>".to_vec()),
@@ -147,9 +156,6 @@ impl Workers {
                         .page("m")
                         .replace("num_requests_waiting{model_name=\"m\"} ", "num_requests_waiting NaN ")
                         .into_bytes()),
-                    Some(PageFault::Reset) => {
-                        Ok(Worker { process: worker.process, ..Worker::default() }.page("m").into_bytes())
-                    }
                     Some(PageFault::Foreign) => Ok(worker.page("other").into_bytes()),
                 }
             }

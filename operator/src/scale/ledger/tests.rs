@@ -99,7 +99,7 @@ fn a_successor_goes_on_from_the_status() {
     let before = ticks(&mut ledger, &spec, 0, 60, 500.0).status;
     let mut successor = Ledger::open(Some(&before), before.desired_replicas);
     let after = ticks(&mut successor, &spec, 60, 1, 500.0).status;
-    assert_eq!((after.desired_replicas, after.decisions), (before.desired_replicas, before.decisions));
+    assert_eq!((after.desired_replicas, &after.decisions), (before.desired_replicas, &before.decisions));
     let garbled = AutoscalingStatus { history: Some("{".to_owned()), ..before.clone() };
     let after = ticks(&mut Ledger::open(Some(&garbled), 5), &spec, 60, 1, 0.0).status;
     assert_eq!(after.desired_replicas, 5, "who knows nothing gives nothing up");
