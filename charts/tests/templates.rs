@@ -488,7 +488,7 @@ fn pull_secrets_reach_everything_that_is_pulled_from_the_registry() {
 }
 
 #[test]
-fn restricted_egress_reaches_names_and_the_api_server_only() {
+fn restricted_egress_reaches_names_the_api_server_and_the_metrics_of_workers_only() {
     let documents = render(&["networkPolicy.restrictEgress=true"]);
     let egress = &of_kind(&documents, "NetworkPolicy")[0]["spec"]["egress"];
     let ports: Vec<i64> = egress
@@ -498,7 +498,21 @@ fn restricted_egress_reaches_names_and_the_api_server_only() {
         .flat_map(|rule| rule["ports"].as_array().expect("ports"))
         .map(|port| port["port"].as_i64().expect("a number"))
         .collect();
-    assert_eq!(ports, [53, 53, 443, 6443]);
+    assert_eq!(ports, [53, 53, 443, 6443, 8080]);
+    let workers = &egress[2]["to"][0]["podSelector"]["matchLabels"];
+    assert_eq!(workers["app.kubernetes.io/name"], "ernie-worker");
+}
+
+#[test]
+fn a_budget_of_gpus_reaches_the_operator_and_none_is_none() {
+    let budget = |values: &[&str]| {
+        let args = operator(&render(values))["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        let args = args.as_array().expect("a list").clone();
+        args.into_iter().find(|arg| arg.as_str().is_some_and(|arg| arg.starts_with("--gpu-budget")))
+    };
+    assert_eq!(budget(&[]), None);
+    assert_eq!(budget(&["autoscaling.gpuBudget=16"]), Some("--gpu-budget=16".into()));
+    assert_eq!(budget(&["autoscaling.gpuBudget=0"]), Some("--gpu-budget=0".into()));
 }
 
 #[test]

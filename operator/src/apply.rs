@@ -18,7 +18,7 @@ use tracing::info;
 
 use crate::api::ErnieModel;
 use crate::context::Context;
-use crate::desired::{APPLIED_ANNOTATION, Children, Obstacle, Prepared, Workload};
+use crate::desired::{APPLIED_ANNOTATION, AUTOSCALED_ANNOTATION, Autoscaled, Children, Obstacle, Prepared, Workload};
 use crate::difference::first_difference;
 use crate::observe::{self, within};
 use crate::observed::{Applied, FIELD_MANAGER, Found, Live, Outcome};
@@ -57,7 +57,12 @@ pub async fn apply(
     prepared: Children<Prepared>,
     found: Children<Found>,
 ) -> Result<Children<Applied>, Error> {
-    let writer = Writer { context, model, guard: OnceCell::new() };
+    let autoscaled = match &prepared.workload {
+        Workload::Deployment(deployment) => deployment.annotations().get(AUTOSCALED_ANNOTATION),
+        Workload::Withheld(_) => None,
+    };
+    let autoscaled = autoscaled.and_then(|text| serde_json::from_str::<Autoscaled>(text).ok());
+    let writer = Writer { context, model, autoscaled, guard: OnceCell::new() };
     let Children { network_policy, service, workers, disruption_budget, workload } = prepared;
     let network_policy = writer.settle(*network_policy, found.network_policy).await?;
     let service = writer.settle(*service, found.service).await?;
@@ -102,6 +107,7 @@ pub fn leave(model: &ErnieModel, found: Children<Found>) -> Children<Applied> {
 struct Writer<'a> {
     context: &'a Context,
     model: &'a ErnieModel,
+    autoscaled: Option<Autoscaled>,
     guard: OnceCell<()>,
 }
 
@@ -235,7 +241,8 @@ impl Writer<'_> {
                     {
                         let pin = |model: &ErnieModel| model.status.as_ref().and_then(|status| status.engine.clone());
                         let same = current.metadata.generation == model.metadata.generation
-                            && (pin(&current).is_none() || pin(&current) == pin(model));
+                            && (pin(&current).is_none() || pin(&current) == pin(model))
+                            && self.is_recorded(&current);
                         if same { Ok(()) } else { Err(Error::Stale) }
                     }
                     Some(DeserializeGuard(Err(_))) => Err(Error::Stale),
@@ -244,6 +251,13 @@ impl Writer<'_> {
             })
             .await
             .copied()
+    }
+
+    /// No other number of workers was decided on meanwhile.
+    fn is_recorded(&self, current: &ErnieModel) -> bool {
+        let status = current.status.as_ref().and_then(|status| status.autoscaling.as_ref());
+        let recorded = status.filter(|_| current.spec.autoscaling.is_some()).map(|status| status.desired_replicas);
+        recorded.zip(self.autoscaled).is_none_or(|(recorded, ours)| recorded == ours.desired)
     }
 
     /// The last status says that a name was taken.

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use clap::{Args, Parser, Subcommand};
+use ernie_proto::contract::HTTP_PORT;
 
+use crate::autoscale::Fetch;
 use crate::desired::{Defaults, Release};
 use crate::leader::Election;
 use crate::observe::Scope;
@@ -64,6 +66,10 @@ pub struct Run {
     #[arg(long, value_name = "N", env = "ERNIE_CONCURRENCY", default_value_t = 16,
         value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
+    /// GPUs that autoscaling may give to the workers of all models together, shared evenly where more are wanted. Without it,
+    /// as many as are wanted.
+    #[arg(long, value_name = "N", env = "ERNIE_GPU_BUDGET")]
+    pub gpu_budget: Option<u64>,
     /// Address for probes and metrics.
     #[arg(long, value_name = "IP", env = "ERNIE_HTTP_HOST", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
     pub http_host: IpAddr,
@@ -107,6 +113,8 @@ impl Run {
             election,
             http: SocketAddr::new(self.http_host, self.http_port),
             concurrency: self.concurrency,
+            fetch: Fetch::http(HTTP_PORT),
+            gpu_budget: self.gpu_budget,
         }
     }
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::Client;
 
+use crate::autoscale::Findings;
 use crate::desired::Defaults;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::observe::Reads;
+use crate::scale::Moment;
 
 /// Longest wait for one answer of the API server.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +32,8 @@ pub struct Context {
     pub leadership: Leadership,
     /// The operator's own metrics.
     pub metrics: Arc<Metrics>,
+    /// What the autoscaler found, for the reconcile.
+    pub findings: Arc<Findings>,
     clock: Clock,
     failures: Arc<Mutex<HashMap<String, u32>>>,
 }
@@ -43,6 +47,7 @@ impl Context {
             reads: Reads::Direct,
             leadership: Leadership::always(),
             metrics: Arc::new(Metrics::new()),
+            findings: Arc::default(),
             clock: Arc::new(Timestamp::now),
             failures: Arc::default(),
         }
@@ -76,6 +81,11 @@ impl Context {
     pub fn now(&self) -> Timestamp {
         let now = (self.clock)();
         Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+
+    /// The time, as decisions take it.
+    pub fn moment(&self) -> Moment {
+        Moment((self.clock)().as_microsecond())
     }
 
     /// Counts another failure of `key` in a row, and says how many there were before.

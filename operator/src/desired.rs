@@ -6,6 +6,7 @@ mod engine;
 mod names;
 mod network;
 mod pod;
+mod replicas;
 mod service;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -18,11 +19,12 @@ use crate::api::{Device, ErnieModel, ModelUri};
 
 pub use engine::{Defaults, Engine, Release};
 pub use names::{
-    APPLIED_ANNOTATION, ENGINE_ANNOTATION, STOPPED_ANNOTATION, TEMPLATE_ANNOTATION, model_of, pod_selector,
-    scale_selector, workers_name,
+    APPLIED_ANNOTATION, AUTOSCALED_ANNOTATION, ENGINE_ANNOTATION, STOPPED_ANNOTATION, TEMPLATE_ANNOTATION, model_of,
+    pod_selector, scale_selector, workers_name,
 };
 pub(crate) use pod::digest;
 pub use pod::{CONTAINER, TEMPLATE_REVISION, startup_budget_seconds, template_hash};
+pub use replicas::{Autoscaled, replicas};
 
 /// How far a set of children has come: [`Prepared`], or written to the cluster.
 pub trait Stage {
@@ -79,6 +81,10 @@ pub struct Remembered {
     pub engine: Option<Engine>,
     /// The failure for which the workers were stopped.
     pub stopped: Option<Stopped>,
+    /// What the autoscaler decided on.
+    pub autoscaled: Option<Autoscaled>,
+    /// Workers that the live Deployment asks for, when it asks for any.
+    pub live_replicas: Option<i32>,
 }
 
 /// A failure that no restart can cure, kept on the Deployment: its pods are gone by then.
@@ -124,7 +130,7 @@ fn prepare(model: &ErnieModel, defaults: &Defaults, remembered: &Remembered) -> 
         permanent: true,
     })?;
     let engine = engine::choose(model, defaults, remembered.engine.as_ref())?;
-    deployment::deployment(model, &uri, &engine, remembered.stopped.as_ref())
+    deployment::deployment(model, &uri, &engine, remembered)
 }
 
 /// The device that the model's resources ask for.

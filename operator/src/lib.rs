@@ -3,6 +3,8 @@
 //! ```text
 //! watches ─► trigger ─► reconcile:  observe ─► desired ─► apply ─► status
 //!                       (shell)     (reads)    (pure)    (writes)  (pure)
+//! ticks ─► autoscale:   workers' metrics ─► decide ─► finding, which the reconcile takes
+//!          (shell)                          (pure)
 //! ```
 //!
 //! The pure modules (`api`, `desired`, `difference`, `observed`, `scale`, `status`) know no client and no clock; the rest is
@@ -10,6 +12,7 @@
 
 pub mod api;
 pub mod apply;
+pub mod autoscale;
 pub mod cli;
 pub mod context;
 pub mod desired;

@@ -1,7 +1,7 @@
 //! The operator's own metrics, in a registry of their own.
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// The operator's own metrics. Labels are closed sets: no name of an object is among them.
@@ -22,6 +22,12 @@ pub struct Metrics {
     pub models: IntGaugeVec,
     /// 1 while this process leads.
     pub leader: IntGauge,
+    /// Questions to workers by result: `ok`, or why there was no answer.
+    pub scrapes: IntCounterVec,
+    /// Changes of the number of workers, by direction and the rule that had the last word.
+    pub scale_decisions: IntCounterVec,
+    /// Seconds from a tick of the autoscaler to the last decision.
+    pub autoscaler_tick_seconds: Histogram,
 }
 
 impl Default for Metrics {
@@ -56,6 +62,25 @@ impl Metrics {
             cached_objects: gauge(&registry, "ernie_operator_cached_objects", "Objects held in memory.", &["kind"]),
             models: gauge(&registry, "ernie_operator_models", "Models by phase.", &["phase"]),
             leader: register(&registry, IntGauge::new("ernie_operator_leader", "1 while this process leads.")),
+            scrapes: counter(
+                &registry,
+                "ernie_operator_scrapes_total",
+                "Questions to workers by result: ok, or why there was no answer.",
+                &["result"],
+            ),
+            scale_decisions: counter(
+                &registry,
+                "ernie_operator_scale_decisions_total",
+                "Changes of the number of workers.",
+                &["direction", "reason"],
+            ),
+            autoscaler_tick_seconds: {
+                let (name, help) =
+                    ("ernie_operator_autoscaler_tick_seconds", "Tick to last decision of the autoscaler.");
+                let options =
+                    HistogramOpts::new(name, help).buckets(vec![0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
+                register(&registry, Histogram::with_opts(options))
+            },
             registry: registry.clone(),
         };
         let build = gauge(&registry, "ernie_operator_build_info", "Always 1.", &["version"]);

@@ -1,5 +1,7 @@
 //! SHELL: observe → desired → apply → status, for one model; and what to do when that fails.
 
+mod memory;
+
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -16,13 +18,10 @@ use tracing::{debug, warn};
 
 use crate::api::{ErnieModel, ErnieModelStatus};
 use crate::context::Context;
-use crate::desired::{
-    Children, ENGINE_ANNOTATION, Engine, Prepared, Remembered, STOPPED_ANNOTATION, Stopped, TEMPLATE_ANNOTATION,
-    Workload, desired,
-};
+use crate::desired::{Children, ENGINE_ANNOTATION, Engine, Prepared, Remembered, Workload, desired};
 use crate::observe::{self, within};
-use crate::observed::{Applied, ContainerState, FIELD_MANAGER, Found, Live, Replica};
-use crate::status::{Facts, Transition, changed, of_replicas, status, stop};
+use crate::observed::{Applied, ContainerState, FIELD_MANAGER, Replica};
+use crate::status::{Facts, Transition, changed, rescaled, status};
 use crate::{apply, events};
 
 /// Longest time that one reconcile may take.
@@ -169,7 +168,10 @@ async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Re
     let mut facts = Facts { replicas: context.reads.replicas(&context.client, model).await?, ..Facts::default() };
     facts.warnings = warnings(context, model, &facts.replicas).await;
 
-    let remembered = remember(model, &found, &facts);
+    let finding = memory::finding(context, model);
+    let remembered = memory::remember(model, &found, &facts, finding.as_ref());
+    facts.scaling = memory::scaling(context, model, &remembered, finding, &facts.replicas);
+    persist(context, model, &facts).await?;
     let prepared = desired(model, &context.defaults, &remembered);
     facts.engine = engine(&prepared, &remembered).map(|engine| engine.status(&context.defaults));
     let applied = if model.spec.paused {
@@ -182,24 +184,27 @@ async fn one(object: Arc<DeserializeGuard<ErnieModel>>, context: &Context) -> Re
     Ok(due(model, &applied, &facts, context))
 }
 
-/// What was recorded of a model, wherever that was: status is a cache, and the live Deployment outlives it.
-fn remember(model: &ErnieModel, found: &Children<Found>, facts: &Facts) -> Remembered {
-    let deployment = match &found.workload {
-        Workload::Deployment(deployment) => deployment.as_deref(),
-        Workload::Withheld(_) => None,
+/// Writes down what was decided before anything is asked of the Deployment: whoever leads next goes on from there.
+async fn persist(context: &Context, model: &ErnieModel, facts: &Facts) -> Result<(), Error> {
+    let Some((decided, ..)) = &facts.scaling.told else { return Ok(()) };
+    let recorded = |model: &ErnieModel| {
+        let status = model.status.as_ref().and_then(|status| status.autoscaling.as_ref());
+        status.map(|status| status.desired_replicas)
     };
-    let deployment =
-        deployment.filter(|live| live.controller().is_some_and(|o| Some(&o.uid) == model.metadata.uid.as_ref()));
-    let recorded = |key: &str| deployment.and_then(|live: &Live<_>| live.annotation(key));
-    let in_status = model.status.as_ref().and_then(|status| status.engine.as_ref()).map(Engine::from);
-    let engine = in_status.or_else(|| serde_json::from_str(&recorded(ENGINE_ANNOTATION)?).ok());
-    let stopped = recorded(STOPPED_ANNOTATION).and_then(|text| serde_json::from_str::<Stopped>(&text).ok());
-    let stopped = stopped.or_else(|| {
-        let template = recorded(TEMPLATE_ANNOTATION)?;
-        let failure = of_replicas(model, &facts.replicas, Some(&template), &facts.warnings);
-        stop(failure.as_ref(), &facts.replicas, &template)
-    });
-    Remembered { engine, stopped }
+    if recorded(model) == Some(decided.desired_replicas) || model.spec.paused {
+        return Ok(());
+    }
+    let current = current(context, model).await?;
+    let before = current.status.clone().unwrap_or_default();
+    if recorded(&current) == Some(decided.desired_replicas) {
+        return Ok(());
+    }
+    let next = ErnieModelStatus { autoscaling: Some(decided.clone()), ..before.clone() };
+    write(context, &current, &next).await?;
+    if let Some((transition, decided)) = rescaled(&before, &next) {
+        events::tell(&context.client, &current, &transition, decided).await;
+    }
+    Ok(())
 }
 
 /// The engine that the model has, or will have once it can.
@@ -305,10 +310,26 @@ async fn publish(
     if model.status.as_ref() == Some(&status(model, applied, facts, now)) {
         return Ok(());
     }
+    // Transitions are reckoned from the status as it is: ours in memory may be older.
+    let current = current(context, model).await?;
+    let next = status(&current, applied, facts, now);
+    if current.status.as_ref() == Some(&next) {
+        return Ok(());
+    }
+    write(context, &current, &next).await?;
+    let before = current.status.clone().unwrap_or_default();
+    let transitions = changed(&before.conditions, &next.conditions).into_iter().map(|transition| (transition, now));
+    for (transition, at) in transitions.chain(rescaled(&before, &next)) {
+        events::tell(&context.client, &current, &transition, at).await;
+    }
+    Ok(())
+}
+
+/// The model as the API server has it, if it is the one we work for and we may write.
+async fn current(context: &Context, model: &ErnieModel) -> Result<ErnieModel, Error> {
     if !context.leadership.holds() {
         return Err(apply::Error::NotLeading.into());
     }
-    // Transitions are reckoned from the status as it is: ours in memory may be older.
     let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
     let current = observe::model(&context.client, &namespace, &name).await.map_err(Error::Status)?;
     let Some(DeserializeGuard(Ok(current))) = current else { return Err(apply::Error::Gone.into()) };
@@ -318,16 +339,7 @@ async fn publish(
     if current.metadata.generation != model.metadata.generation {
         return Err(apply::Error::Stale.into());
     }
-    let next = status(&current, applied, facts, now);
-    if current.status.as_ref() == Some(&next) {
-        return Ok(());
-    }
-    write(context, &current, &next).await?;
-    let before = current.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    for transition in changed(before, &next.conditions) {
-        events::tell(&context.client, &current, &transition, now).await;
-    }
-    Ok(())
+    Ok(current)
 }
 
 async fn write(context: &Context, model: &ErnieModel, next: &ErnieModelStatus) -> Result<(), Error> {

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::autoscale::{Autoscaler, Fetch};
 use crate::context::Context;
 use crate::desired::Defaults;
 use crate::http::{self, Served};
@@ -41,6 +42,10 @@ pub struct Config {
     pub http: SocketAddr,
     /// Models that are worked on at the same time.
     pub concurrency: u16,
+    /// How the autoscaler reads the metrics of workers.
+    pub fetch: Fetch,
+    /// GPUs that autoscaling may give to all workers together; `None` for as many as there are.
+    pub gpu_budget: Option<u64>,
 }
 
 /// Why the operator cannot run.
@@ -61,7 +66,7 @@ pub enum Error {
 /// # Errors
 /// When the HTTP port cannot be had. A cluster that does not answer is waited for.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
-    let Config { defaults, scope, election, http: address, concurrency } = config;
+    let Config { defaults, scope, election, http: address, concurrency, fetch, gpu_budget } = config;
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
 
     // Watches, probes and election outlive the reconciles that are under way when we are told to stop.
@@ -91,7 +96,14 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             break;
         }
         metrics.leader.set(1);
-        lead(&context, &caches, &mut leadership, &mut triggered, concurrency, &stop).await;
+        // What an earlier term found may be outdated.
+        context.findings.clear();
+        let autoscaler = Autoscaler::new(context.clone(), fetch.clone(), gpu_budget);
+        let scale = autoscaler.run(caches.models(), &triggers);
+        tokio::select! {
+            () = lead(&context, &caches, &mut leadership, &mut triggered, concurrency, &stop) => {}
+            () = scale => {}
+        }
         metrics.leader.set(0);
     }
 

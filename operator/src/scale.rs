@@ -13,6 +13,9 @@
 //!
 //! Missing data widens the answer to an interval: replicas are added only for what is proven and given up only for what is
 //! possible at most. [`allocate()`] shares a budget between models.
+//!
+//! Around it: [`exposition`] and [`meter`] make samples of workers' metrics pages, [`spec`] makes the policy of a resource's
+//! `spec.autoscaling`, and a [`ledger`] keeps what one decision leaves to the next and says what was decided.
 
 pub mod allocate;
 pub mod behavior;
@@ -21,6 +24,7 @@ pub mod decision;
 pub mod demand;
 pub mod down_window;
 pub mod error_budget;
+pub mod exposition;
 pub mod fresh;
 pub mod history;
 pub mod imbalance;
@@ -28,18 +32,23 @@ pub mod imbalance;
 mod invariants;
 pub mod lead_time;
 pub mod learn;
+pub mod ledger;
+pub mod meter;
 pub mod moment;
 pub mod need;
 pub mod observation;
 pub mod policy;
 pub mod schedule;
 pub mod simulate;
+pub mod spec;
 pub mod step_cost;
 
 pub use allocate::{Claim, allocate};
 pub use decide::decide;
 pub use decision::{Decision, Figures, Reason};
 pub use history::History;
+pub use ledger::{Finding, Ledger, Verdict};
+pub use meter::Meter;
 pub use moment::Moment;
 pub use observation::{FrontDoor, Observation, Replica, Sample, State};
 pub use policy::Policy;

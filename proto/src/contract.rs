@@ -48,3 +48,5 @@ pub const LAME_DUCK_SECONDS: u64 = 5;
 pub const DEFAULT_DRAIN_SECONDS: u64 = 120;
 /// Mean age in seconds after which a connection is asked to go away, so that clients find new replicas.
 pub const CONNECTION_AGE_SECONDS: u64 = 60;
+/// Requests that a worker runs at once when it is not told otherwise.
+pub const DEFAULT_MAX_NUM_SEQS: usize = 64;

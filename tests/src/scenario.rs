@@ -7,11 +7,13 @@
 mod audit;
 mod workloads;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ernie_operator::api::{ErnieModel, crd};
 use ernie_operator::apply;
+use ernie_operator::autoscale::Autoscaler;
 use ernie_operator::context::Context;
 use ernie_operator::desired::{APPLIED_ANNOTATION, Defaults, Release};
 use ernie_operator::reconcile::{Error, reconcile};
@@ -21,7 +23,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, Entry, transcript};
-use crate::simulation::Cluster;
+use crate::simulation::{Cluster, Workers};
 
 pub use audit::{children_touched, violations};
 pub use workloads::{WORKLOADS, Workload};
@@ -59,6 +61,7 @@ struct Process {
     client_name: String,
     defaults: Defaults,
     context: Arc<Context>,
+    autoscaler: Autoscaler,
 }
 
 /// How a round of an operator ended.
@@ -75,6 +78,8 @@ pub struct World {
     pub server: ApiServer,
     /// The controllers and the kubelet.
     pub cluster: Cluster,
+    /// What the pods of models serve and say of it.
+    pub workers: Workers,
     /// What operators that start from now on are told.
     pub defaults: Defaults,
     operators: Vec<Process>,
@@ -94,6 +99,7 @@ impl World {
         server.add_namespace(NAMESPACE);
         let mut world = Self {
             cluster: Cluster::new(&server),
+            workers: Workers::default(),
             user: server.client("user"),
             server,
             defaults: defaults("1.0.0"),
@@ -101,23 +107,26 @@ impl World {
         };
         for index in 0..count {
             let client_name = if index == 0 { OPERATOR.to_owned() } else { format!("{OPERATOR}-{}", index + 1) };
-            let (defaults, context) = (world.defaults.clone(), world.start(&client_name));
-            world.operators.push(Process { client_name, defaults, context });
+            let (context, autoscaler) = world.start(&client_name);
+            let defaults = world.defaults.clone();
+            world.operators.push(Process { client_name, defaults, context, autoscaler });
         }
         world
     }
 
-    fn start(&self, client_name: &str) -> Arc<Context> {
+    fn start(&self, client_name: &str) -> (Arc<Context>, Autoscaler) {
         let clock = self.server.clock();
-        Arc::new(Context::new(self.server.client(client_name), self.defaults.clone()).with_clock(move || clock.now()))
+        let context = Context::new(self.server.client(client_name), self.defaults.clone());
+        let context = Arc::new(context.with_clock(move || clock.now()));
+        (context.clone(), Autoscaler::new(context, self.workers.fetch(), None))
     }
 
     /// Starts the operators anew, with what they are to be told now.
     pub fn restart_operators(&mut self) {
         for index in 0..self.operators.len() {
-            let context = self.start(&self.operators[index].client_name);
+            let started = self.start(&self.operators[index].client_name);
             let process = &mut self.operators[index];
-            process.context = context;
+            (process.context, process.autoscaler) = started;
             process.defaults = self.defaults.clone();
         }
     }
@@ -261,9 +270,10 @@ impl World {
                 let old = &self.operators[index];
                 let client_name = old.client_name.clone();
                 let defaults = std::mem::replace(&mut self.defaults, old.defaults.clone());
-                let context = self.start(&client_name);
+                let started = self.start(&client_name);
                 self.defaults = defaults;
-                self.operators[index].context = context;
+                let process = &mut self.operators[index];
+                (process.context, process.autoscaler) = started;
             }
         }
         rounds
@@ -275,6 +285,29 @@ impl World {
         self.server.clear_log();
         self.round().await;
         self.operator_log().into_iter().filter(Entry::is_mutating).collect()
+    }
+
+    /// Lets 5 s pass in which the workers serve so many requests per second, then one tick of every autoscaler, and what
+    /// follows from it.
+    pub async fn tick(&mut self, rate: f64) {
+        self.workers.serve(&self.addresses(), rate, 5.0);
+        self.wait(5);
+        for process in &self.operators {
+            let models = Api::<ErnieModel>::all(process.context.client.clone()).list(&ListParams::default()).await;
+            let models = models.expect("the models can be listed").items;
+            process.autoscaler.tick(&models.iter().collect::<Vec<_>>()).await;
+        }
+        self.converge().await;
+    }
+
+    /// Addresses of the pods that are ready.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let pods = self.server.objects("v1", "Pod", NAMESPACE);
+        let ready = pods.iter().filter(|pod| {
+            let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+            conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        });
+        ready.filter_map(|pod| pod["status"]["podIP"].as_str()?.parse().ok()).collect()
     }
 
     /// Lets time pass.

@@ -7,10 +7,13 @@ mod deployment;
 mod disruption;
 mod kubelet;
 mod replicaset;
+mod workers;
 
 use serde_json::Value;
 
 use crate::apiserver::{ApiServer, object};
+
+pub use workers::{PageFault, Workers};
 
 /// Most steps until a cluster must have settled.
 const STEPS: usize = 500;

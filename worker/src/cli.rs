@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use ernie_proto::contract::{GRPC_PORT, HTTP_PORT, TERMINATION_LOG};
+use ernie_proto::contract::{DEFAULT_MAX_NUM_SEQS, GRPC_PORT, HTTP_PORT, TERMINATION_LOG};
 
 use crate::model::{DeviceChoice, DtypeChoice, ModelDigest, Quantization};
 
@@ -82,7 +82,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TOKENS", env = "ERNIE_MAX_MODEL_LEN", allow_negative_numbers = true, value_parser = positive)]
     pub max_model_len: Option<usize>,
     /// Most requests that run at once.
-    #[arg(long, value_name = "N", default_value_t = 64, env = "ERNIE_MAX_NUM_SEQS", allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_NUM_SEQS, env = "ERNIE_MAX_NUM_SEQS",
+        allow_negative_numbers = true, value_parser = positive)]
     pub max_num_seqs: usize,
     /// Most tokens in one forward pass. Default: 2048, or as many as requests that run at once.
     #[arg(long, value_name = "TOKENS", env = "ERNIE_MAX_NUM_BATCHED_TOKENS", allow_negative_numbers = true,

@@ -59,7 +59,31 @@ async fn the_api_server_refuses_nonsense_with_a_sentence_that_says_what_to_do() 
             "spec.drain.timeoutSeconds",
         ),
         ("austen", with(&good, |spec| spec["resources"]["limits"]["memory"] = json!("much")), "resources.limits"),
-        ("austen", with(&good, |spec| spec["autoscaling"] = json!({"maxReplicas": 3})), "unknown field"),
+        ("austen", with(&good, |spec| spec["rollout"] = json!({"canary": 3})), "unknown field"),
+        ("austen", with(&good, |spec| spec["autoscaling"] = json!({"minReplicas": 1})), "maxReplicas"),
+        (
+            "austen",
+            with(&good, |spec| spec["autoscaling"] = json!({"minReplicas": 0, "maxReplicas": 3})),
+            "spec.suspend",
+        ),
+        (
+            "austen",
+            with(&good, |spec| spec["autoscaling"] = json!({"minReplicas": 4, "maxReplicas": 3})),
+            "raise the other",
+        ),
+        (
+            "austen",
+            with(&good, |spec| spec["autoscaling"] = json!({"maxReplicas": 3, "slo": {"itl": "fast"}})),
+            "such as 100ms",
+        ),
+        (
+            "austen",
+            with(&good, |spec| {
+                let never = json!({"selectPolicy": "Disabled"});
+                spec["autoscaling"] = json!({"maxReplicas": 3, "behavior": {"scaleUp": never, "scaleDown": never}});
+            }),
+            "remove one selectPolicy: Disabled",
+        ),
         ("austen", json!({"replicas": 1}), "spec.model"),
     ];
     for (name, spec, sentence) in cases {

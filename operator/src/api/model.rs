@@ -8,6 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::autoscaling::Autoscaling;
 use super::status::ErnieModelStatus;
 
 /// What the API server answers to a name that cannot be a Service name.
@@ -50,6 +51,14 @@ pub const NAME_RULE_MESSAGE: &str = "metadata.name must be at most 40 characters
 )]
 #[cfg_attr(test, kube(cel))]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.autoscaling) || !has(oldSelf.autoscaling) || self.replicas == oldSelf.replicas").message(
+        "spec.autoscaling decides on the number of workers, and replicas was only the first: change \
+         autoscaling.minReplicas or autoscaling.maxReplicas, or remove autoscaling"),
+    validation = Rule::new("!has(self.autoscaling) || self.replicas >= 1").message(
+        "spec.replicas is 0 and spec.autoscaling needs a worker to measure: set replicas to 1, or remove autoscaling"),
+)]
 pub struct ErnieModelSpec {
     /// Which model, and under which name it is served.
     pub model: Model,
@@ -59,10 +68,13 @@ pub struct ErnieModelSpec {
     /// Compute resources of each worker. `nvidia.com/gpu` in limits selects the CUDA worker.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
-    /// Number of workers; also set through the scale subresource.
+    /// Number of workers; also set through the scale subresource. With autoscaling the first number, within its bounds.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+    /// Keeps the number of workers at what the load needs. Removed, the number stays until replicas changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
     /// How a worker that is told to stop finishes its streams.
     #[serde(default)]
     pub drain: Drain,

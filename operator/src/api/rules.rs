@@ -138,3 +138,79 @@ fn unknown_fields_do_not_break_reading() {
     let spec = json!({"model": {"uri": "pvc://m", "futureField": 1}, "autoscaling": {"maxReplicas": 3}});
     assert_eq!(model("ernie", &spec).spec.model.uri, "pvc://m");
 }
+
+fn autoscaled(autoscaling: Value) -> Value {
+    with("autoscaling", autoscaling)
+}
+
+#[test]
+fn well_formed_autoscaling_passes_and_has_defaults() {
+    let smallest = autoscaled(json!({"maxReplicas": 3}));
+    verdict("ernie", &smallest).expect("the smallest");
+    let read = model("ernie", &smallest).spec.autoscaling.expect("there");
+    assert_eq!((read.min_replicas, read.slo.ttft.as_str(), read.slo.itl.as_str()), (1, "3s", "100ms"));
+    assert_eq!((read.slo.attainment.as_str(), read.tolerance.up.as_str(), read.advisory), ("99%", "3%", false));
+    verdict(
+        "ernie",
+        &autoscaled(json!({
+            "minReplicas": 2, "maxReplicas": 8, "slo": {"ttft": "1m30s", "itl": "1ns", "attainment": "99.95%"},
+            "behavior": {"scaleUp": {"policies": [{"type": "Pods", "value": 2, "periodSeconds": 60}]},
+                "scaleDown": {"selectPolicy": "Disabled", "stabilizationWindowSeconds": 300}},
+            "schedules": [{"schedule": "0 8 * * 1-5", "timeZone": "Asia/Shanghai", "duration": "10h", "minReplicas": 3}],
+            "tolerance": {"up": "0%", "down": "12.5%"}, "advisory": true,
+        })),
+    )
+    .expect("every field");
+}
+
+#[test]
+fn impossible_autoscaling_is_refused_with_a_remedy() {
+    let every_day = |duration: &str, min: i32| {
+        json!({"maxReplicas": 3,
+            "schedules": [{"schedule": "0 8 * * *", "duration": duration, "minReplicas": min}]})
+    };
+    for (autoscaling, hint) in [
+        (json!({"minReplicas": 0, "maxReplicas": 3}), "set spec.suspend"),
+        (json!({"minReplicas": 4, "maxReplicas": 3}), "lower the one or raise the other"),
+        (json!({"maxReplicas": 3, "slo": {"ttft": "0s"}}), "3s or 500ms"),
+        (json!({"maxReplicas": 3, "slo": {"ttft": "3"}}), "3s or 500ms"),
+        (json!({"maxReplicas": 3, "slo": {"itl": "-1s"}}), "such as 100ms"),
+        (json!({"maxReplicas": 3, "slo": {"itl": "fast"}}), "such as 100ms"),
+        (json!({"maxReplicas": 3, "slo": {"attainment": "100%"}}), "below 100%"),
+        (json!({"maxReplicas": 3, "slo": {"attainment": "0.99"}}), "below 100%"),
+        (json!({"maxReplicas": 3, "tolerance": {"up": "100%"}}), "below 100%"),
+        (json!({"maxReplicas": 3, "tolerance": {"down": "0.1"}}), "below 100%"),
+        (
+            json!({"maxReplicas": 3,
+                "behavior": {"scaleUp": {"selectPolicy": "Disabled"}, "scaleDown": {"selectPolicy": "Disabled"}}}),
+            "remove one selectPolicy: Disabled",
+        ),
+        (every_day("0h", 2), "10h or 90m"),
+        (every_day("1h", 4), "a schedule's minReplicas is above"),
+    ] {
+        let error = verdict("ernie", &autoscaled(autoscaling.clone())).expect_err(&autoscaling.to_string());
+        assert!(error.contains(hint), "{autoscaling}: {error}");
+    }
+    let mut none = autoscaled(json!({"maxReplicas": 3}));
+    none["replicas"] = json!(0);
+    assert!(verdict("ernie", &none).expect_err("zero").contains("set replicas to 1"));
+}
+
+#[test]
+fn replicas_cannot_be_changed_under_the_autoscaler() {
+    let spec = |replicas: i32, autoscales: bool| {
+        let mut spec = with("replicas", json!(replicas));
+        if autoscales {
+            spec["autoscaling"] = json!({"maxReplicas": 3});
+        }
+        model("ernie", &spec)
+    };
+    let change = |from: (i32, bool), to: (i32, bool)| spec(to.0, to.1).validate_cel_update(&spec(from.0, from.1));
+    let error = format!("{:?}", change((1, true), (2, true)).expect_err("kubectl scale"));
+    assert!(error.contains("remove autoscaling"), "{error}");
+    for (from, to) in
+        [((1, true), (1, true)), ((1, false), (2, true)), ((1, true), (2, false)), ((1, false), (2, false))]
+    {
+        change(from, to).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error:?}"));
+    }
+}

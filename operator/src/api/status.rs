@@ -20,6 +20,10 @@ pub mod condition {
     pub const MODEL_PINNED: &str = "ModelPinned";
     /// No replica is failing.
     pub const WORKERS_HEALTHY: &str = "WorkersHealthy";
+    /// The autoscaler decides on fresh data, and what it decides happens.
+    pub const SCALING_ACTIVE: &str = "ScalingActive";
+    /// The load asks for what the bounds do not allow.
+    pub const SCALING_LIMITED: &str = "ScalingLimited";
 }
 
 /// What was last seen of a model. A cache: losing it changes no pod.
@@ -63,6 +67,49 @@ pub struct ErnieModelStatus {
     /// The engine that is pinned for this model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineStatus>,
+    /// What the autoscaler decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingStatus>,
+}
+
+/// Decisions of the autoscaler that are kept.
+pub const DECISIONS: usize = 10;
+/// Longest text of what the autoscaler has learnt, in bytes.
+pub const HISTORY_LIMIT: usize = 4096;
+
+/// What the autoscaler decided.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AutoscalingStatus {
+    /// Workers that there are to be. Written before they are asked for.
+    pub desired_replicas: i32,
+    /// When that last changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_scale_time: Option<Time>,
+    /// The last decisions, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
+    pub decisions: Vec<ScalingDecision>,
+    /// What has been learnt of the load and the workers, for the next process that leads. Not an interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub history: Option<String>,
+}
+
+/// A decision to change the number of workers.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScalingDecision {
+    /// When.
+    pub time: Time,
+    /// Workers that were asked for until then.
+    pub from: i32,
+    /// Workers asked for from then on; with autoscaling.advisory, those that would be.
+    pub to: i32,
+    /// The rule that had the last word.
+    pub reason: String,
+    /// The numbers that led to it.
+    pub message: String,
 }
 
 /// Where a model is in its life, for people.

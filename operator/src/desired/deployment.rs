@@ -7,7 +7,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
 use super::engine::Engine;
-use super::{ENGINE_ANNOTATION, Obstacle, STOPPED_ANNOTATION, Stopped, TEMPLATE_ANNOTATION, names, pod};
+use super::{
+    AUTOSCALED_ANNOTATION, ENGINE_ANNOTATION, Obstacle, Remembered, STOPPED_ANNOTATION, TEMPLATE_ANNOTATION, names,
+    pod, replicas,
+};
 use crate::api::{ErnieModel, ModelUri};
 
 /// Least seconds without progress before a rollout counts as stuck.
@@ -19,18 +22,22 @@ pub(super) fn deployment(
     model: &ErnieModel,
     uri: &ModelUri,
     engine: &Engine,
-    stopped: Option<&Stopped>,
+    remembered: &Remembered,
 ) -> Result<Deployment, Obstacle> {
     let template = pod::template(model, uri, engine)?;
     let hash = pod::template_hash(&template);
     // Suspending lifts the stop: resuming is another chance without any other change.
-    let stopped = stopped.filter(|stopped| stopped.template == hash && !model.spec.suspend);
-    let replicas = if model.spec.suspend || stopped.is_some() { 0 } else { model.spec.replicas };
+    let stopped = remembered.stopped.as_ref().filter(|stopped| stopped.template == hash && !model.spec.suspend);
+    let is_stopped = model.spec.suspend || stopped.is_some();
+    let replicas = if is_stopped { 0 } else { replicas::replicas(model, remembered) };
 
     let mut annotations =
         BTreeMap::from([(ENGINE_ANNOTATION.to_owned(), json(engine)), (TEMPLATE_ANNOTATION.to_owned(), hash.clone())]);
     if let Some(stopped) = stopped {
         annotations.insert(STOPPED_ANNOTATION.to_owned(), json(stopped));
+    }
+    if let Some(autoscaled) = replicas::autoscaled(model, remembered) {
+        annotations.insert(AUTOSCALED_ANNOTATION.to_owned(), json(&autoscaled));
     }
     let mut metadata = names::metadata(model, model.name_any());
     metadata.annotations = Some(annotations);

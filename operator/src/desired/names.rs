@@ -14,6 +14,9 @@ pub const APPLIED_ANNOTATION: &str = "serving.ernie.io/applied";
 pub const ENGINE_ANNOTATION: &str = "serving.ernie.io/engine";
 /// On the Deployment: the failure for which the workers were stopped, as JSON.
 pub const STOPPED_ANNOTATION: &str = "serving.ernie.io/stopped";
+/// On the Deployment: the number of workers that the autoscaler decided on and the `spec.replicas` that it stands in for, as
+/// JSON, for the day when status is lost or autoscaling is removed.
+pub const AUTOSCALED_ANNOTATION: &str = "serving.ernie.io/autoscaled";
 /// On pods: hash of the pod template they come from.
 pub const TEMPLATE_ANNOTATION: &str = "serving.ernie.io/template";
 

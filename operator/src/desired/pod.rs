@@ -61,6 +61,7 @@ fn revision_1(model: &ErnieModel, uri: &ModelUri, engine: &Engine) -> PodTemplat
         engine: _,
         resources: _,
         replicas: _,
+        autoscaling: _,
         drain,
         disruption: _,
         paused: _,

@@ -126,7 +126,7 @@ fn a_new_release_of_the_operator_leaves_a_pinned_template_alone() {
             image_cuda: None,
         },
     };
-    let remembered = Remembered { engine: Some(engine.clone()), stopped: None };
+    let remembered = Remembered { engine: Some(engine.clone()), ..Remembered::default() };
     let later = deployment_of(desired(&model, &newer, &remembered)).spec.expect("a spec");
     assert_eq!(later, first);
     let EngineStatus { version, available_version, .. } = engine.status(&newer);
@@ -141,7 +141,7 @@ fn a_template_of_a_newer_operator_is_left_alone_and_said_so() {
         device: Device::Cpu,
         template_revision: TEMPLATE_REVISION + 1,
     };
-    let remembered = Remembered { engine: Some(engine), stopped: None };
+    let remembered = Remembered { engine: Some(engine), ..Remembered::default() };
     let obstacle = obstacle_of(&minimal(), &defaults(), &remembered);
     assert_eq!(obstacle.reason, "UnknownTemplateRevision");
     assert!(obstacle.message.contains("upgrade the operator"), "{}", obstacle.message);
@@ -166,7 +166,7 @@ fn a_gpu_selects_the_cuda_image_and_none_configured_is_said() {
     // A pin for processors does not hold for a GPU.
     let pinned = deployment_of(desired(&minimal(), &defaults(), &Remembered::default())).metadata.annotations;
     let engine = serde_json::from_str(&pinned.expect("annotations")[ENGINE_ANNOTATION]).ok();
-    let remembered = Remembered { engine, stopped: None };
+    let remembered = Remembered { engine, ..Remembered::default() };
     assert_eq!(image(spec_of(&gpu, &remembered)), "registry.example/ernie-worker-cuda:0.1.0");
 }
 
@@ -193,7 +193,7 @@ fn a_stopped_model_runs_again_with_another_template_or_after_a_suspension() {
         pod_name: Some("ernie-1".to_owned()),
     };
     let template = annotations.expect("annotations")[TEMPLATE_ANNOTATION].clone();
-    let stopped = Remembered { engine: None, stopped: Some(Stopped { template, failure, plan: None }) };
+    let stopped = Remembered { stopped: Some(Stopped { template, failure, plan: None }), ..Remembered::default() };
 
     let deployment = deployment_of(desired(&model, &defaults(), &stopped));
     assert_eq!(deployment.spec.as_ref().expect("a spec").replicas, Some(0));
@@ -324,4 +324,48 @@ fn every_child_is_owned_by_the_model_and_labelled_with_it() {
         assert_eq!(metadata.namespace.as_deref(), Some("chat"));
         assert_eq!(model_of(metadata.labels.as_ref().expect("labels")), Some("ernie"));
     }
+}
+
+#[test]
+fn the_number_of_workers_is_what_was_decided_or_runs_or_is_asked_for_first() {
+    let plain = |count: i32| model(json!({"model": {"uri": "pvc://m"}, "replicas": count}));
+    let scaled = |count: i32| {
+        model(json!({"model": {"uri": "pvc://m"}, "replicas": count,
+            "autoscaling": {"minReplicas": 2, "maxReplicas": 5}}))
+    };
+    let decided = Remembered {
+        autoscaled: Some(Autoscaled { desired: 7, replicas: 1 }),
+        live_replicas: Some(3),
+        ..Remembered::default()
+    };
+    let live = |count: i32| Remembered { live_replicas: Some(count), ..Remembered::default() };
+    let nothing = Remembered::default();
+    for (model, remembered, expected) in [
+        (scaled(1), &decided, 7),
+        (scaled(1), &live(4), 4),
+        (scaled(1), &live(9), 5),
+        (scaled(1), &nothing, 2),
+        (scaled(4), &nothing, 4),
+        (plain(1), &decided, 7),
+        (plain(3), &nothing, 3),
+        (plain(3), &live(9), 3),
+    ] {
+        let spec = spec_of(&model, remembered);
+        assert_eq!(spec.replicas, Some(expected), "{} and {remembered:?}", model.spec.replicas);
+    }
+}
+
+#[test]
+fn what_was_decided_is_kept_on_the_deployment_until_replicas_changes() {
+    let spec = |count: i32| json!({"model": {"uri": "pvc://m"}, "replicas": count, "suspend": true});
+    let autoscaled = Autoscaled { desired: 7, replicas: 1 };
+    let remembered = Remembered { autoscaled: Some(autoscaled), ..Remembered::default() };
+    let deployment = deployment_of(desired(&model(spec(1)), &defaults(), &remembered));
+    let text = &deployment.annotations()[AUTOSCALED_ANNOTATION];
+    assert_eq!(serde_json::from_str::<Autoscaled>(text).ok(), Some(autoscaled), "also while it is suspended");
+    assert_eq!(deployment.spec.expect("a spec").replicas, Some(0));
+    assert_eq!(autoscaled.kept(&model(spec(1))), Some(autoscaled));
+    assert_eq!(autoscaled.kept(&model(spec(2))), None);
+    let deployment = deployment_of(desired(&minimal(), &defaults(), &Remembered::default()));
+    assert!(!deployment.annotations().contains_key(AUTOSCALED_ANNOTATION), "nobody autoscales it");
 }

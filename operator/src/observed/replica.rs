@@ -1,6 +1,7 @@
 //! A worker pod, reduced to what is told of it.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ContainerState as KubeState, ContainerStateTerminated, ContainerStatus, Pod};
@@ -24,6 +25,10 @@ pub struct Replica {
     pub template: Option<String>,
     /// True when it passes its readiness probe: loaded, has run a forward pass, answers, and does not drain.
     pub ready: bool,
+    /// Since when it passes it, or does not.
+    pub ready_since: Option<Time>,
+    /// Its address in the cluster's network.
+    pub address: Option<IpAddr>,
     /// Why the pod as a whole failed, when it did: reason and message.
     pub failed: Option<Waiting>,
     /// Whether it has a node.
@@ -122,6 +127,8 @@ impl From<Pod> for Replica {
             model: model_of(&labels).unwrap_or_default().to_owned(),
             template: pod.metadata.annotations.and_then(|mut all| all.remove(TEMPLATE_ANNOTATION)),
             ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
+            ready_since: condition("Ready").and_then(|condition| condition.last_transition_time.clone()),
+            address: status.pod_ip.as_deref().and_then(|address| address.parse().ok()),
             failed,
             scheduling,
             metadata: ObjectMeta {

@@ -105,6 +105,11 @@ impl History {
         }
     }
 
+    /// Whether it holds what a successor should know, besides times: requests of late.
+    pub fn is_busy(&self) -> bool {
+        self.demand.entries.iter().any(|entry| entry.requests > 0.0)
+    }
+
     /// The text to keep across a change of leader: at most 4 KiB, numbers to 5 digits.
     pub fn persisted(&self) -> String {
         let value = serde_json::to_value(self).unwrap_or_default();

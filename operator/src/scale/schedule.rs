@@ -10,6 +10,9 @@ use super::moment::Moment;
 /// The longest time that a floor may hold from one start, in seconds: a week.
 pub const LONGEST: f64 = 7.0 * 86_400.0;
 
+/// Times of one schedule that are compared with another's: an hour's worth, where it names every minute.
+const MOST_STARTS: usize = 60;
+
 /// A floor that holds from each time that a cron expression names.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -85,6 +88,28 @@ impl Schedule {
             let ago = at.0.saturating_sub(start.timestamp().as_microsecond()) as f64 * 1e-6;
             ago < self.duration
         })
+    }
+
+    /// As it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether both hold at some moment of the week after `from`: one of them begins while the other holds.
+    pub fn overlaps(&self, other: &Self, from: Moment) -> bool {
+        let meets = |one: &Self, another: &Self| one.starts(from).any(|start| another.holds(start));
+        meets(self, other) || meets(other, self)
+    }
+
+    /// The times that it names in the week after a moment; of very many, the first.
+    fn starts(&self, from: Moment) -> impl Iterator<Item = Moment> {
+        let until = from.after(LONGEST);
+        let first = self.zoned(from);
+        let starts = first.into_iter().flat_map(|first| self.cron.iter_after(first));
+        starts
+            .map(|start| Moment(start.timestamp().as_microsecond()))
+            .take_while(move |at| *at <= until)
+            .take(MOST_STARTS)
     }
 
     fn zoned(&self, at: Moment) -> Option<Zoned> {

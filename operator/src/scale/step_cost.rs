@@ -119,11 +119,17 @@ pub enum Bound {
     Sequences,
 }
 
+/// Seconds between two tokens, and to the first one, of a request that a replica has to itself: what no number of replicas
+/// betters.
+pub fn alone(cost: &StepCost, request: &RequestShape) -> (f64, f64) {
+    let between = cost.base + cost.sequence + cost.resident_token * request.prompt;
+    (between, cost.base + cost.prefill_token * request.prompt)
+}
+
 /// The capacity of a replica for requests of this shape.
 pub fn capacity(cost: &StepCost, request: &RequestShape, room: Room, slo: &Slo, target_utilization: f64) -> Capacity {
     let work = cost.work(request).max(f64::MIN_POSITIVE);
-    let alone = cost.base + cost.sequence + cost.resident_token * request.prompt;
-    let first = cost.base + cost.prefill_token * request.prompt;
+    let (alone, first) = alone(cost, request);
     // Each limit as work per second, λ·g.
     let by_latency = 1.0 - cost.base / slo.itl;
     let infeasible = alone > slo.itl || first > slo.ttft || by_latency < LEAST_USE;

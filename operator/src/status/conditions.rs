@@ -71,7 +71,13 @@ pub struct Transition {
 
 /// The changes from one set of conditions to another that are worth an event: one for each cause.
 pub fn changed(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
-    const TOLD: [&str; 4] = [condition::WORKERS_HEALTHY, condition::PLAN_FITS, condition::STALLED, condition::READY];
+    const TOLD: [&str; 5] = [
+        condition::WORKERS_HEALTHY,
+        condition::PLAN_FITS,
+        condition::STALLED,
+        condition::READY,
+        condition::SCALING_ACTIVE,
+    ];
     let mut told = Vec::<Transition>::new();
     for kind in TOLD {
         let find = |list: &[Condition]| list.iter().find(|condition| condition.type_ == kind).cloned();
@@ -85,6 +91,8 @@ pub fn changed(before: &[Condition], after: &[Condition]) -> Vec<Transition> {
             // Not ready for a reason that is told already, or on its way, is no news.
             condition::READY if new.status == "True" => Some((false, "Ready")),
             condition::READY => (new.reason == "Suspended").then_some((false, "Suspended")),
+            // As somebody asked.
+            condition::SCALING_ACTIVE if matches!(new.reason.as_str(), "Advisory" | "Disabled") => None,
             _ if is_bad => Some((true, new.reason.as_str())),
             condition::WORKERS_HEALTHY if was_bad && new.status == "True" => Some((false, "Recovered")),
             _ => None,

@@ -10,6 +10,7 @@ use kube::ResourceExt;
 
 use super::conditions::{Verdict, condition};
 use super::failure::{Failure, of_replicas};
+use super::scaling::{Scaling, autoscaling};
 use crate::api::{EngineStatus, ErnieModel, ErnieModelStatus, ModelStatus, ModelUri, Phase, condition as name};
 use crate::desired::{
     Children, Obstacle, STOPPED_ANNOTATION, Stopped, TEMPLATE_ANNOTATION, Workload, scale_selector, served_name,
@@ -26,6 +27,8 @@ pub struct Facts {
     pub warnings: HashMap<String, (String, String)>,
     /// The engine pinned for it.
     pub engine: Option<EngineStatus>,
+    /// How many workers there are to be.
+    pub scaling: Scaling,
 }
 
 /// The status of a model whose children stand as `children` says.
@@ -42,6 +45,7 @@ pub fn status(model: &ErnieModel, children: &Children<Applied>, facts: &Facts, n
     let model_pinned = view.model_pinned();
     let phase = view.phase(&ready, &available, &workers_healthy, &stalled);
 
+    let (scaled, scaling) = autoscaling(model, &facts.scaling, before);
     let generation = model.metadata.generation;
     let conditions = [
         (name::READY, ready),
@@ -52,6 +56,8 @@ pub fn status(model: &ErnieModel, children: &Children<Applied>, facts: &Facts, n
         (name::WORKERS_HEALTHY, workers_healthy),
         (name::MODEL_PINNED, model_pinned),
     ]
+    .into_iter()
+    .chain(scaling)
     .map(|(kind, verdict)| condition(kind, verdict, before, generation, now));
 
     let host = format!("{}.{}.svc", model.name_any(), model.namespace().unwrap_or_default());
@@ -65,13 +71,14 @@ pub fn status(model: &ErnieModel, children: &Children<Applied>, facts: &Facts, n
         url: Some(format!("http://{host}:{HTTP_PORT}")),
         grpc_url: Some(format!("{host}:{GRPC_PORT}")),
         phase: Some(phase),
-        conditions: conditions.to_vec(),
+        conditions: conditions.collect(),
         model_status: Some(ModelStatus {
             name: served_name(model),
             last_failure_info: view.failure.map(|failure| failure.info),
         }),
         plan,
         engine: facts.engine.clone(),
+        autoscaling: scaled,
     }
 }
 
@@ -130,7 +137,10 @@ impl<'a> View<'a> {
             answering: count(alive().filter(|replica| replica.ready).count()),
             updated: count(alive().filter(is_updated).count()),
             updated_answering: count(alive().filter(is_updated).filter(|replica| replica.ready).count()),
-            wanted: if model.spec.suspend || stopped.is_some() { 0 } else { model.spec.replicas },
+            wanted: match model.spec.suspend || stopped.is_some() {
+                true => 0,
+                false => facts.scaling.replicas.unwrap_or(model.spec.replicas),
+            },
         }
     }
 
@@ -166,7 +176,7 @@ impl<'a> View<'a> {
             let message = format!("ErnieModel {name} is suspended: set spec.suspend to false");
             return Verdict::new(false, "Suspended", message);
         }
-        if self.model.spec.replicas == 0 {
+        if self.model.spec.replicas == 0 && self.wanted == 0 {
             let message =
                 format!("ErnieModel {name} has 0 replicas: scale it with `kubectl scale em {name} --replicas=1`");
             return Verdict::new(false, "NoReplicas", message);

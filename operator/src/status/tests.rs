@@ -6,12 +6,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::{ErnieModel, ErnieModelStatus, Phase, condition};
+use crate::api::{AutoscalingStatus, ErnieModel, ErnieModelStatus, Phase, ScalingDecision, condition};
 use crate::desired::{Children, Obstacle, Workload};
 use crate::observed::{Applied, Live, Outcome, Replica};
 
@@ -285,7 +285,7 @@ fn what_only_an_event_tells_is_told_too() {
     let facts = |reason: &str, message: &str| Facts {
         replicas: vec![creating.clone()],
         warnings: HashMap::from([("uid-ernie-1".to_owned(), (reason.to_owned(), message.to_owned()))]),
-        engine: None,
+        ..Facts::default()
     };
     let status = status(&claimed(), &settled(), &facts("FailedMount", "MountVolume.SetUp failed: no such host"), now());
     assert_eq!(verdict(&status, condition::WORKERS_HEALTHY), ("False", "VolumeNotFound"));
@@ -466,4 +466,79 @@ proptest! {
         model.status = Some(status.clone());
         prop_assert!(serde_json::to_string(&status).expect("JSON").len() < 32 * 1024);
     }
+}
+
+fn scaled() -> ErnieModel {
+    model(json!({"model": {"uri": "pvc://models/ernie"}, "autoscaling": {"maxReplicas": 5}}))
+}
+
+fn told(desired: i32, reason: &'static str) -> Scaling {
+    let status = AutoscalingStatus { desired_replicas: desired, ..AutoscalingStatus::default() };
+    let limited = (Some(false), "DesiredWithinRange", "fine".to_owned());
+    Scaling { replicas: Some(desired), told: Some((status, (Some(false), reason, "because".to_owned()), limited)) }
+}
+
+#[test]
+fn what_the_autoscaler_found_is_told_and_its_number_is_what_is_waited_for() {
+    let replicas = vec![running("ernie-1", TEMPLATE), running("ernie-2", TEMPLATE)];
+    let judge = |scaling: Scaling| {
+        let facts = Facts { replicas: replicas.clone(), scaling, ..Facts::default() };
+        status(&scaled(), &settled(), &facts, now())
+    };
+    let two = judge(told(2, "MetricsMissing"));
+    assert_eq!(verdict(&two, condition::PROGRESSING), ("False", "Complete"));
+    assert_eq!(verdict(&two, condition::SCALING_ACTIVE), ("False", "MetricsMissing"));
+    assert_eq!(verdict(&two, condition::SCALING_LIMITED), ("False", "DesiredWithinRange"));
+    assert_eq!(two.autoscaling.as_ref().map(|status| status.desired_replicas), Some(2));
+    assert_eq!(verdict(&judge(told(3, "MetricsMissing")), condition::PROGRESSING), ("True", "RollingOut"));
+    assert_eq!(verdict(&judge(Scaling::default()), condition::SCALING_ACTIVE), ("Unknown", "MetricsMissing"));
+
+    // A new leader knows nothing yet.
+    let mut known = scaled();
+    known.status = Some(two.clone());
+    let facts =
+        Facts { replicas: replicas.clone(), scaling: Scaling { replicas: Some(2), told: None }, ..Facts::default() };
+    let after = status(&known, &settled(), &facts, now());
+    assert_eq!((&after.autoscaling, &after.conditions), (&two.autoscaling, &two.conditions));
+
+    let plain = judged(&claimed(), &settled(), replicas);
+    assert!(plain.autoscaling.is_none() && plain.conditions.iter().all(|c| !c.type_.starts_with("Scaling")));
+}
+
+#[test]
+fn trouble_of_the_autoscaler_is_told_once_and_what_was_asked_for_is_not() {
+    let of = |reason: &'static str| {
+        let facts =
+            Facts { replicas: vec![running("ernie-1", TEMPLATE)], scaling: told(1, reason), ..Facts::default() };
+        status(&scaled(), &settled(), &facts, now()).conditions
+    };
+    let reasons = |before: &[Condition], after: &[Condition]| {
+        changed(before, after).into_iter().map(|transition| transition.reason).collect::<Vec<_>>()
+    };
+    let quiet = of("Advisory");
+    assert_eq!(reasons(&quiet, &of("SLOInfeasible")), ["SLOInfeasible"]);
+    assert_eq!(reasons(&of("SLOInfeasible"), &of("SLOInfeasible")), [""; 0]);
+    assert_eq!(reasons(&of("SLOInfeasible"), &of("Disabled")), [""; 0]);
+}
+
+#[test]
+fn a_change_of_the_number_is_one_event_with_the_numbers() {
+    let with = |desired: i32, decided: &[(i32, i32)]| {
+        let decision = |&(from, to): &(i32, i32)| ScalingDecision {
+            time: Time(now()),
+            from,
+            to,
+            reason: "LoadGrew".to_owned(),
+            message: format!("{from} to {to} replicas"),
+        };
+        let decisions = decided.iter().map(decision).collect();
+        let autoscaling = AutoscalingStatus { desired_replicas: desired, decisions, ..AutoscalingStatus::default() };
+        ErnieModelStatus { autoscaling: Some(autoscaling), ..ErnieModelStatus::default() }
+    };
+    let (event, at) = rescaled(&with(1, &[]), &with(3, &[(1, 3)])).expect("an event");
+    assert_eq!((event.reason.as_str(), event.is_warning, at), ("SuccessfulRescale", false, now()));
+    assert_eq!(event.message, "New size: 3; 1 to 3 replicas");
+    assert_eq!(rescaled(&with(3, &[(1, 3)]), &with(3, &[(1, 3)])), None);
+    assert_eq!(rescaled(&with(1, &[]), &with(1, &[(1, 3)])), None, "advice is no change");
+    assert!(rescaled(&ErnieModelStatus::default(), &with(3, &[(1, 3)])).is_some(), "the first decision");
 }

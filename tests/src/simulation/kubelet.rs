@@ -19,7 +19,12 @@ impl Cluster {
         }
         let behaviour = self.behaviour_of(pod);
         let now = self.server.clock().text();
-        let changed = self.server.modify(pod, |pod| put_status(pod, &behaviour, &now));
+        let changed = self.server.modify(pod, |pod| {
+            put_status(pod, &behaviour, &now);
+            let number = object::uid(pod).bytes().fold(7, |hash: u32, byte| hash.wrapping_mul(31) ^ u32::from(byte));
+            let [_, b, c, d] = number.to_be_bytes();
+            pod["status"]["podIP"] = Value::from(format!("10.{b}.{c}.{d}"));
+        });
         if let Behaviour::Warned(reason, message) = &behaviour {
             return self.warn(pod, reason, message) || changed;
         }

@@ -1,5 +1,6 @@
 //! The operator against the in-memory API server.
 
+mod autoscaling;
 mod crash_points;
 mod failures;
 mod shell;

@@ -7,7 +7,7 @@ use ernie_operator::observe::Scope;
 use ernie_operator::run::{Config, run};
 use ernie_tests::apiserver::{ApiServer, Effect, Entry, Fault, Verb, transcript};
 use ernie_tests::scenario::{NAMESPACE, defaults, model, violations};
-use ernie_tests::simulation::Cluster;
+use ernie_tests::simulation::{Cluster, Workers};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -42,6 +42,8 @@ impl Live {
             election,
             http: ([127, 0, 0, 1], 0).into(),
             concurrency: 4,
+            fetch: Workers::default().fetch(),
+            gpu_budget: None,
         };
         let (stop, client) = (CancellationToken::new(), self.server.client(name));
         let task = tokio::spawn({

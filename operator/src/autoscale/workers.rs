@@ -1,0 +1,185 @@
+//! SHELL: asks workers for their pages, and remembers what they said.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::observe::{created, moment};
+use super::scrape::{Absence, Fetch};
+use crate::api::ErnieModel;
+use crate::context::Context;
+use crate::desired::served_name;
+use crate::observed::Replica;
+use crate::scale::exposition::parse;
+use crate::scale::policy::Slo;
+use crate::scale::{Meter, Moment, Sample};
+use ernie_proto::contract::DEFAULT_MAX_NUM_SEQS;
+
+/// How long a decision waits for workers that answered last time. What comes later counts in the next one.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Workers that are asked at the same time: of those that answered last time, and of the others, so that many silent ones
+/// take no place from those that answer.
+const ASKED: usize = 256;
+const DOUBTFUL: usize = 64;
+/// Ticks after which a pod that nobody speaks of is forgotten.
+const REMEMBERED: u32 = 12;
+
+/// What a worker said last.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    /// When it became ready for the first time. For one that was ready before it was first seen, its creation: nothing tells
+    /// when that was.
+    pub(super) ready: Option<Moment>,
+    /// Its last sample, however old.
+    pub(super) sample: Option<Sample>,
+    /// Marks the process that the sample is of.
+    pub(super) process: u64,
+    /// Why there is no newer one.
+    pub(super) absence: Option<Absence>,
+}
+
+/// Everything that is remembered of workers, by the uid of the pod.
+pub(super) struct Workers {
+    fetch: Fetch,
+    context: Arc<Context>,
+    pods: Arc<Mutex<HashMap<String, Watched>>>,
+    asked: Arc<Semaphore>,
+    doubtful: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    told: Told,
+    meter: Meter,
+    is_asked: bool,
+    unseen: u32,
+}
+
+impl Watched {
+    fn new(pod: &Replica) -> Self {
+        let ready = pod.ready.then(|| created(pod));
+        let told = Told { ready, sample: None, process: 0, absence: Some(Absence::NotAsked) };
+        Self { told, meter: Meter::default(), is_asked: false, unseen: 0 }
+    }
+
+    fn is_doubtful(&self) -> bool {
+        !matches!(self.told.absence, None | Some(Absence::NotAsked))
+    }
+}
+
+/// What a page is held against.
+#[derive(Clone)]
+struct Expected {
+    model: String,
+    slo: Slo,
+    sequences: f64,
+}
+
+impl Workers {
+    pub(super) fn new(fetch: Fetch, context: Arc<Context>) -> Self {
+        let (asked, doubtful) = (Arc::new(Semaphore::new(ASKED)), Arc::new(Semaphore::new(DOUBTFUL)));
+        Self { fetch, context, pods: Arc::default(), asked, doubtful }
+    }
+
+    /// Asks every worker that runs and is not being asked, and waits for those that answered last time, but not long.
+    pub(super) async fn ask(&self, model: &ErnieModel, pods: &[Arc<Replica>], slo: Slo) {
+        let sequences = model.spec.engine.max_num_seqs.map_or(DEFAULT_MAX_NUM_SEQS as f64, f64::from);
+        let expected = Expected { model: served_name(model), slo, sequences };
+        let awaited = pods.iter().filter_map(|pod| self.begin(pod, &expected)).collect::<Vec<_>>();
+        // Who is late goes on, and is heard at the next tick.
+        let _ = tokio::time::timeout(PATIENCE, join_all(awaited)).await;
+    }
+
+    /// Begins to ask one worker: a handle when it is worth waiting for.
+    fn begin(&self, pod: &Arc<Replica>, expected: &Expected) -> Option<JoinHandle<()>> {
+        let uid = pod.metadata.uid.clone()?;
+        let mut pods = lock(&self.pods);
+        let watched = pods.entry(uid.clone()).or_insert_with(|| Watched::new(pod));
+        watched.unseen = 0;
+        if pod.ready && watched.told.ready.is_none() {
+            watched.told.ready = pod.ready_since.as_ref().map(moment);
+        }
+        if watched.is_asked || !(pod.ready || pod.is_deleting()) {
+            return None;
+        }
+        let Some(address) = pod.address else {
+            watched.told.absence = Some(Absence::NoAddress);
+            return None;
+        };
+        watched.is_asked = true;
+        let doubtful = watched.is_doubtful();
+        drop(pods);
+        let places = if doubtful { &self.doubtful } else { &self.asked };
+        let work = Work {
+            uid,
+            address,
+            expected: expected.clone(),
+            fetch: self.fetch.clone(),
+            context: self.context.clone(),
+            pods: self.pods.clone(),
+        };
+        let task = tokio::spawn(work.run(places.clone()));
+        (!doubtful).then_some(task)
+    }
+
+    /// What the pods said last, in their order.
+    pub(super) fn told(&self, pods: &[Arc<Replica>]) -> Vec<Option<Told>> {
+        let watched = lock(&self.pods);
+        pods.iter().map(|pod| watched.get(pod.metadata.uid.as_ref()?).map(|watched| watched.told.clone())).collect()
+    }
+
+    /// Forgets pods that no model has had for some ticks.
+    pub(super) fn forget_unseen(&self) {
+        lock(&self.pods).retain(|_, watched| {
+            watched.unseen += 1;
+            watched.unseen <= REMEMBERED
+        });
+    }
+}
+
+/// One question to one worker.
+struct Work {
+    uid: String,
+    address: IpAddr,
+    expected: Expected,
+    fetch: Fetch,
+    context: Arc<Context>,
+    pods: Arc<Mutex<HashMap<String, Watched>>>,
+}
+
+impl Work {
+    async fn run(self, places: Arc<Semaphore>) {
+        // Never closed.
+        let Ok(_place) = places.acquire_owned().await else { return };
+        let answer = self.fetch.page(self.address).await;
+        // The page is of this moment, by the clock that decides: a worker's own may be wrong.
+        let at = self.context.moment();
+        let page = answer.and_then(|page| Ok(parse(&page)?)).and_then(|page| match page.model == self.expected.model {
+            true => Ok(page),
+            false => Err(Absence::OtherModel(page.model)),
+        });
+        let word = page.as_ref().map_or_else(Absence::category, |_| "ok");
+        self.context.metrics.scrapes.with_label_values(&[word]).inc();
+        let mut pods = lock(&self.pods);
+        let Some(watched) = pods.get_mut(&self.uid) else { return };
+        watched.is_asked = false;
+        watched.told.absence = match page {
+            Ok(page) => {
+                let sample = watched.meter.read(page, &self.expected.slo, self.expected.sequences, at);
+                watched.told.sample = Some(sample);
+                watched.told.process = watched.meter.process().unwrap_or_default();
+                None
+            }
+            Err(absence) => Some(absence),
+        };
+    }
+}
+
+fn lock(pods: &Mutex<HashMap<String, Watched>>) -> MutexGuard<'_, HashMap<String, Watched>> {
+    pods.lock().unwrap_or_else(PoisonError::into_inner)
+}
