@@ -65,8 +65,10 @@ async fn each_kind_of_constraint_holds_greedy_and_sampled() {
                 assert!(holds(&answer.text()), "{kind:?}: {:?}", answer.text());
                 assert_eq!(answer.done.matched_stop, None);
             }
+            assert!(kind != Kind::JsonObject(true) || answer.text().starts_with('{'), "{:?}", answer.text());
         }
-        assert!(stopped > 0, "{kind:?}");
+        // An object of any form may go on for longer than that.
+        assert!(stopped > 0 || kind == Kind::JsonObject(true), "{kind:?}");
     }
     assert!(worker.figure("ernie:constraint_mask_seconds_count").await > 100.0);
     assert_eq!(worker.figure("ernie:constraint_compile_seconds_count").await, 5.0, "each is compiled once");
