@@ -28,6 +28,8 @@ const TEXT_BYTES_PER_TOKEN: usize = 32;
 const LEAST_TEXT: usize = 64 << 10;
 /// What a tokenizer takes in memory for each byte of its file.
 const TOKENIZER_FACTOR: u64 = 8;
+/// What constraints take for each token of the vocabulary once there is one: the trie, its slices and masks.
+const CONSTRAINT_FACTOR: u64 = 640;
 /// What is taken on a CUDA device beside what the plan counts: the workspace of cuBLAS, candle's kernels, and what the
 /// allocator rounds up. An estimate.
 const DEVICE_OVERHEAD: u64 = 512 << 20;
@@ -123,7 +125,8 @@ impl MemoryPlan {
             limit_source: options.memory_limit.map(|limit| limit.source),
             max_model_len: longest,
         };
-        let fixed = OVERHEAD + TOKENIZER_FACTOR * tokenizer_bytes(checkpoint);
+        let constraints = CONSTRAINT_FACTOR * config.vocab_size as u64;
+        let fixed = OVERHEAD + TOKENIZER_FACTOR * tokenizer_bytes(checkpoint) + constraints;
         let mut context = longest;
         loop {
             plan.activation_bytes = activation_bytes(config, options);

@@ -130,6 +130,17 @@ pub const MODULES: &[ModuleRule] = &[
             TENSORS,
             PROTOBUF,
             (&["crate::server", "crate::model"], "the engine knows requests, not the wire nor the model"),
+            (&["crate::constraint", "llguidance"], "the engine knows guides, not grammars"),
+        ],
+    },
+    ModuleRule {
+        package: "worker",
+        module: "constraint",
+        may_use: None,
+        never: &[
+            TENSORS,
+            PROTOBUF,
+            (&["crate::server", "crate::model"], "grammars know tokens, not the wire nor the model"),
         ],
     },
     ModuleRule {

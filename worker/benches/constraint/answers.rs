@@ -85,7 +85,7 @@ fn invoice() -> Value {
 fn an_invoice(at: usize) -> Value {
     let line = |index: usize| json!({"text": format!("{} yards of muslin, white", index + 2), "count": index + 1, "price": 3.25});
     json!({"number": format!("INV-{:06}", 4711 + at), "date": "2026-11-28", "currency": (["EUR", "GBP", "CNY"][at % 3]),
-        "lines": (0..4).map(line).collect::<Vec<_>>(), "total": 32.5, "paid": at % 2 == 0, "note": null})
+        "lines": (0..4).map(line).collect::<Vec<_>>(), "total": 32.5, "paid": (at.is_multiple_of(2)), "note": null})
 }
 
 fn summary() -> Value {

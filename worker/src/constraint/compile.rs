@@ -7,8 +7,9 @@ use super::matcher::{Matcher, Place};
 use super::vocabulary::Vocabulary;
 use super::{Constraint, ConstraintError};
 
-/// White space between the parts of JSON, which a model must not go on with for ever.
-const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+/// White space between the parts of JSON: a space, or a new line and its indentation. A model that likes white space must
+/// not go on with it for ever.
+const WHITE_SPACE: &str = r"\x20|\r?\n[\x20\t]{0,24}";
 /// Bytes of llguidance's own words in a sentence, from their beginning and from their end.
 const DETAILS: [usize; 2] = [100, 160];
 

@@ -17,16 +17,16 @@ pub(super) enum Place {
 }
 
 /// Follows an answer through a grammar.
-pub(super) struct Matcher(llguidance::Matcher);
+pub(super) struct Matcher(Box<llguidance::Matcher>);
 
 impl Matcher {
     pub(super) fn new(parser: TokenParser) -> Self {
-        Self(llguidance::Matcher::new(Ok(parser)))
+        Self(Box::new(llguidance::Matcher::new(Ok(parser))))
     }
 
     /// A matcher at the same place that shares nothing with this one, so that no answer depends on another.
     pub(super) fn fork(&self) -> Self {
-        Self(self.0.deep_clone())
+        Self(Box::new(self.0.deep_clone()))
     }
 
     /// Takes tokens, none of which ends the answer.

@@ -226,7 +226,6 @@ fn constraints_that_cannot_be_followed_are_refused_with_the_reason_and_a_remedy(
         (grammar("start: <[3]>"), nothing),
         (grammar("start: <s>"), "special token"),
         (grammar(&format!("start: {}", "(".repeat(60_000))), "too deeply nested"),
-        (choice(&["\u{1}"]), nothing),
     ];
     for (constraint, words) in cases {
         let what = format!("{constraint:?}");
