@@ -167,8 +167,7 @@ pub struct Engine {
     /// Number format of weights and activations. `auto` is the checkpoint's own.
     #[serde(default)]
     pub dtype: Dtype,
-    /// Quantise the linear maps while they are loaded: less memory and faster answers from slightly other weights. On CPUs
-    /// only.
+    /// How the weights of linear maps are rounded at load; on CPUs only.
     #[serde(default)]
     pub quantization: Quantization,
     /// Longest context in tokens; by default the checkpoint's.

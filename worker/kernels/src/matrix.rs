@@ -97,7 +97,7 @@ impl WeightFormat {
             let mut panel = vec![0; <W as Weight>::panel_bytes(inputs)];
             let (bytes, panel) = (&bytes[..], &mut panel[..]);
             Pack { format: self, panel, column: 0, source: Format::F32, bytes, row_bytes: bytes.len() }.run(Portable::<FUSED>)?;
-            row.iter_mut().enumerate().for_each(|(k, value)| *value = <W as Weight>::read(&panel, inputs, k, 0));
+            row.iter_mut().enumerate().for_each(|(k, value)| *value = <W as Weight>::read(panel, inputs, k, 0));
         });
         Ok(())
     }

@@ -34,7 +34,10 @@ impl HugePages {
         #[cfg(target_os = "linux")]
         if slack > 0 {
             // Advice only: without huge pages the memory is the same, a few per cent slower.
-            let _ = map.advise(memmap2::Advice::HugePage);
+            let whole = len / HUGE * HUGE;
+            let _ = map.advise_range(memmap2::Advice::HugePage, offset, whole);
+            // A huge page for a small rest would take up to a huge page more than was asked for.
+            let _ = map.advise_range(memmap2::Advice::NoHugePage, offset + whole, total - offset - whole);
         }
         Ok(HugePages { map, offset, len })
     }

@@ -23,20 +23,20 @@ impl Kernel for Pack<'_> {
     type Output = Result<(), OutOfRange>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> Result<(), OutOfRange> {
+    fn run<S: Simd>(self, s: S) -> Result<(), OutOfRange> {
         let Pack { format, panel, column, source, bytes, row_bytes } = self;
         match format {
             WeightFormat::Float(format) => pack(format, panel, column, source, bytes, row_bytes),
-            // Plain Rust, which is compiled for the level.
-            WeightFormat::Int8 => pack_quantized::<Int8>(panel, column, source, bytes, row_bytes),
-            WeightFormat::Int4 => pack_quantized::<Int4>(panel, column, source, bytes, row_bytes),
+            WeightFormat::Int8 => pack_quantized::<S, Int8>(s, panel, column, source, bytes, row_bytes),
+            WeightFormat::Int4 => pack_quantized::<S, Int4>(s, panel, column, source, bytes, row_bytes),
         }
     }
 }
 
 /// Quantises rows of numbers.
 #[inline(always)]
-fn pack_quantized<Q: Quantized>(
+fn pack_quantized<S: Simd, Q: Quantized>(
+    s: S,
     panel: &mut [u8],
     column: usize,
     source: Format,
@@ -50,7 +50,7 @@ fn pack_quantized<Q: Quantized>(
             Format::Bf16 => widen(bytes, &mut numbers, read_bf16),
             Format::F16 => widen(bytes, &mut numbers, read_f16),
         }
-        let packed = pack_row::<Q>(panel, column + row, &numbers);
+        let packed = pack_row::<S, Q>(s, panel, column + row, &numbers);
         packed.map_err(|(value, column)| OutOfRange { value, row, column })?;
     }
     Ok(())

@@ -43,14 +43,14 @@ pub(crate) trait Quantized: Copy + Send + Sync + 'static {
     /// `OCTET_BYTES` at `from` must be readable.
     unsafe fn load<S: Simd>(s: S, from: *const u8, scale: S::V) -> [S::V; OCTET];
 
-    /// Writes row `k` of an octet, a number within `RANGE`.
-    fn put(octet: &mut [u8], k: usize, column: usize, number: i8);
+    /// Writes the rows of an octet, numbers within `RANGE`.
+    fn put(octet: &mut [u8], column: usize, numbers: [i8; OCTET]);
 
     /// Reads row `k` of an octet.
     fn get(octet: &[u8], k: usize, column: usize) -> i8;
 
-    /// A scale for a group of finite numbers, of which the one of largest magnitude is given.
-    fn scale(group: &[f32], largest: f32) -> bf16;
+    /// A scale for a group of finite numbers, of which the one of largest magnitude is given. The same at every level.
+    fn scale<S: Simd>(s: S, group: &[f32], largest: f32) -> bf16;
 }
 
 /// Weights of such a format.
@@ -77,8 +77,10 @@ impl Quantized for Int8 {
     }
 
     #[inline(always)]
-    fn put(octet: &mut [u8], k: usize, column: usize, number: i8) {
-        octet[k / 4 * 64 + column * 4 + k % 4] = number.cast_unsigned();
+    fn put(octet: &mut [u8], column: usize, numbers: [i8; OCTET]) {
+        let [a, b, c, d, e, f, g, h] = numbers.map(i8::cast_unsigned);
+        octet[column * 4..][..4].copy_from_slice(&[a, b, c, d]);
+        octet[64 + column * 4..][..4].copy_from_slice(&[e, f, g, h]);
     }
 
     #[inline(always)]
@@ -87,7 +89,7 @@ impl Quantized for Int8 {
     }
 
     #[inline(always)]
-    fn scale(_: &[f32], largest: f32) -> bf16 {
+    fn scale<S: Simd>(_: S, _: &[f32], largest: f32) -> bf16 {
         bf16::from_f32(largest.abs() / 127.0)
     }
 }
@@ -104,9 +106,9 @@ impl Quantized for Int4 {
     }
 
     #[inline(always)]
-    fn put(octet: &mut [u8], k: usize, column: usize, number: i8) {
-        let (byte, shift) = (&mut octet[column * 4 + k % 4], k / 4 * 4);
-        *byte = *byte & !(15 << shift) | (number + 8).cast_unsigned() << shift;
+    fn put(octet: &mut [u8], column: usize, numbers: [i8; OCTET]) {
+        let [a, b, c, d, e, f, g, h] = numbers.map(|number| (number + 8).cast_unsigned());
+        octet[column * 4..][..4].copy_from_slice(&[a | e << 4, b | f << 4, c | g << 4, d | h << 4]);
     }
 
     #[inline(always)]
@@ -117,11 +119,11 @@ impl Quantized for Int4 {
     /// The scale of a few that leaves the smallest sum of squared differences. The number of largest magnitude comes to
     /// lie at or near −8, the longer end of the range, by the sign of the scale.
     #[inline(always)]
-    fn scale(group: &[f32], largest: f32) -> bf16 {
+    fn scale<S: Simd>(s: S, group: &[f32], largest: f32) -> bf16 {
         let mut best = (f32::INFINITY, bf16::ZERO);
         for end in INT4_ENDS {
             let scale = bf16::from_f32(largest / end);
-            let difference = squared_difference::<Int4>(group, scale.to_f32());
+            let difference = squared_difference::<S, Int4>(s, group, scale.to_f32());
             if difference < best.0 {
                 best = (difference, scale);
             }
@@ -131,27 +133,27 @@ impl Quantized for Int4 {
 }
 
 /// Where the number of largest magnitude may come to lie, before it is cut to the range.
-const INT4_ENDS: [f32; 8] = [-8.0, -7.4, -7.7, -8.3, -8.7, -9.1, -9.6, -10.2];
+const INT4_ENDS: [f32; 4] = [-8.0, -7.4, -8.6, -9.2];
 
-/// `value / scale` as a whole number in the format's range, by the reciprocal of the scale.
+/// Values over a scale as whole numbers of the format's range, by the reciprocal of the scale.
 #[inline(always)]
-fn number<Q: Quantized>(value: f32, reciprocal: f32) -> f32 {
-    let rounded = (value * reciprocal + ROUNDING) - ROUNDING;
-    rounded.max(Q::RANGE.0).min(Q::RANGE.1)
+fn numbers<S: Simd, Q: Quantized>(s: S, values: S::V, reciprocal: S::V) -> S::V {
+    // Products and sums are rounded one by one, so that all levels give the same.
+    let rounding = s.splat(ROUNDING);
+    let rounded = s.sub(s.add(s.mul(values, reciprocal), rounding), rounding);
+    s.min(s.max(rounded, s.splat(Q::RANGE.0)), s.splat(Q::RANGE.1))
 }
 
 /// Σ (value − scale · number)² over a group.
 #[inline(always)]
-fn squared_difference<Q: Quantized>(group: &[f32], scale: f32) -> f32 {
-    let reciprocal = 1.0 / scale;
-    let mut sums = [0.0; COLUMNS];
+fn squared_difference<S: Simd, Q: Quantized>(s: S, group: &[f32], scale: f32) -> f32 {
+    let (reciprocal, scale, mut sums) = (s.splat(1.0 / scale), s.splat(scale), s.splat(0.0));
     for values in group.as_chunks::<COLUMNS>().0 {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            let difference = value - scale * number::<Q>(*value, reciprocal);
-            *sum += difference * difference;
-        }
+        let values = s.load(values);
+        let difference = s.sub(values, s.mul(scale, numbers::<S, Q>(s, values, reciprocal)));
+        sums = s.add(sums, s.mul(difference, difference));
     }
-    sums.iter().sum()
+    s.sum(sums)
 }
 
 /// Bytes of the scales of a block of `k` rows.
@@ -166,29 +168,33 @@ fn block_bytes<Q: Quantized>(k: usize) -> usize {
     scale_bytes::<Q>(k) + k.div_ceil(OCTET) * Q::OCTET_BYTES
 }
 
-/// The numbers of a column of a row-major matrix, quantised and written to their places; `row` is that row of the
-/// matrix, widened. The first number that is not finite is given back with its place.
+/// The numbers of a column, `row` of a row-major matrix, quantised and written to their places. The first number that is
+/// not finite is given back with its place.
 #[inline(always)]
-pub(crate) fn pack_row<Q: Quantized>(panel: &mut [u8], column: usize, row: &[f32]) -> Result<(), (f32, usize)> {
+pub(crate) fn pack_row<S: Simd, Q: Quantized>(
+    s: S,
+    panel: &mut [u8],
+    column: usize,
+    row: &[f32],
+) -> Result<(), (f32, usize)> {
     let mut padded = [0.0; K_BLOCK];
     for start in (0..row.len()).step_by(K_BLOCK) {
         let values = &row[start..row.len().min(start + K_BLOCK)];
         let block = &mut panel[Grouped::<Q>::block(row.len(), start)];
         let (scales, octets) = block.split_at_mut(scale_bytes::<Q>(values.len()));
+        let mut octets = octets.chunks_exact_mut(Q::OCTET_BYTES);
         padded.fill(0.0);
         padded[..values.len()].copy_from_slice(values);
-        for group in 0..values.len().div_ceil(Q::GROUP) {
-            let values = &padded[group * Q::GROUP..][..Q::GROUP];
-            let scale = choose_scale::<Q>(values).map_err(|(value, k)| (value, start + group * Q::GROUP + k))?;
+        for (group, values) in padded.chunks(Q::GROUP).take(values.len().div_ceil(Q::GROUP)).enumerate() {
+            let scale = choose_scale::<S, Q>(s, values).map_err(|(value, k)| (value, start + group * Q::GROUP + k))?;
             Bf16::put(scales, group, column, scale.to_bits());
-            let reciprocal = if scale == bf16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-            for (index, values) in values.chunks_exact(OCTET).enumerate() {
-                let first = (group * Q::GROUP / OCTET + index) * Q::OCTET_BYTES;
-                // A last group has no octets behind its last row.
-                let Some(octet) = octets.get_mut(first..first + Q::OCTET_BYTES) else { break };
-                for (k, value) in values.iter().enumerate() {
-                    // A whole number of the range.
-                    Q::put(octet, k, column, number::<Q>(*value, reciprocal) as i8);
+            let reciprocal = s.splat(if scale == bf16::ZERO { 0.0 } else { 1.0 / scale.to_f32() });
+            for values in values.as_chunks::<COLUMNS>().0 {
+                let mut whole = [0.0; COLUMNS];
+                s.store(&mut whole, numbers::<S, Q>(s, s.load(values), reciprocal));
+                // A last block has no octets behind its last row.
+                for (whole, octet) in whole.as_chunks::<OCTET>().0.iter().zip(octets.by_ref()) {
+                    Q::put(octet, column, whole.map(|number| number as i8));
                 }
             }
         }
@@ -198,16 +204,21 @@ pub(crate) fn pack_row<Q: Quantized>(panel: &mut [u8], column: usize, row: &[f32
 
 /// The scale of a group, 0 for one of zeros, or the first number that is not finite.
 #[inline(always)]
-fn choose_scale<Q: Quantized>(group: &[f32]) -> Result<bf16, (f32, usize)> {
-    let magnitude = group.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-    // A NaN is passed over by `max`, but makes this sum one.
-    let sum: f32 = group.iter().map(|value| value * 0.0).sum();
-    if sum != 0.0 || sum.is_nan() {
+fn choose_scale<S: Simd, Q: Quantized>(s: S, group: &[f32]) -> Result<bf16, (f32, usize)> {
+    let (mut most, mut least, mut zeros) = (s.splat(0.0), s.splat(0.0), s.splat(0.0));
+    for values in group.as_chunks::<COLUMNS>().0 {
+        let values = s.load(values);
+        (most, least) = (s.max(values, most), s.min(values, least));
+        zeros = s.add(zeros, s.mul(values, s.splat(0.0)));
+    }
+    // A number that is not finite makes this NaN.
+    if s.sum(zeros).is_nan() {
         let found = group.iter().position(|value| !value.is_finite()).unwrap_or_default();
         return Err((group[found], found));
     }
-    let largest = group.iter().copied().find(|value| value.abs() == magnitude).unwrap_or_default();
-    if magnitude < 256.0 * SMALLEST_SCALE { Ok(bf16::ZERO) } else { Ok(Q::scale(group, largest)) }
+    let (most, least) = (s.largest(most), -s.largest(s.sub(s.splat(0.0), least)));
+    let largest = if most >= -least { most } else { least };
+    if largest.abs() < 256.0 * SMALLEST_SCALE { Ok(bf16::ZERO) } else { Ok(Q::scale(s, group, largest)) }
 }
 
 /// The scales of a group of `P` blocks.

@@ -7,7 +7,7 @@ use super::{config, cpus, noise};
 use crate::{Format, Layout, Matrix, WeightFormat};
 
 /// Formats with the numbers that share a scale, and the most that a number of magnitude 1 or less may lose.
-const FORMATS: [(WeightFormat, usize, f32); 2] = [(WeightFormat::Int8, 128, 0.0061), (WeightFormat::Int4, 32, 0.31)];
+const FORMATS: [(WeightFormat, usize, f32); 2] = [(WeightFormat::Int8, 128, 0.0045), (WeightFormat::Int4, 32, 0.25)];
 
 fn rounded(format: WeightFormat, row: &[f32]) -> Vec<f32> {
     let mut row = row.to_vec();
