@@ -292,6 +292,8 @@ impl World {
     pub async fn tick(&mut self, rate: f64) {
         self.workers.serve(&self.addresses(), rate, 5.0);
         self.wait(5);
+        // Deadlines go by the runtime's clock, which a test pauses.
+        tokio::time::sleep(Duration::from_secs(5)).await;
         for process in &self.operators {
             let models = Api::<ErnieModel>::all(process.context.client.clone()).list(&ListParams::default()).await;
             let models = models.expect("the models can be listed").items;

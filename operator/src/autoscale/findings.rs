@@ -64,16 +64,21 @@ impl Findings {
     /// Waits for models whose prints have changed, and names them.
     pub async fn changed(&self) -> HashSet<String> {
         loop {
-            let mut entries = self.entries();
-            let changed =
-                entries.iter_mut().filter_map(|(uid, entry)| std::mem::take(&mut entry.changed).then(|| uid.clone()));
-            let changed = changed.collect::<HashSet<_>>();
-            drop(entries);
+            let changed = self.take_changed();
             if !changed.is_empty() {
                 return changed;
             }
             self.news.notified().await;
         }
+    }
+
+    fn take_changed(&self) -> HashSet<String> {
+        let mut entries = self.entries();
+        let changed = entries.iter_mut().filter_map(|(uid, entry)| {
+            let changed = std::mem::take(&mut entry.changed);
+            changed.then(|| uid.clone())
+        });
+        changed.collect()
     }
 
     /// Forgets a model.

@@ -22,7 +22,7 @@ pub(super) fn moment(time: &Time) -> Moment {
 }
 
 /// When a pod was created; the epoch when that is not known.
-pub(super) fn created(pod: &Replica) -> Moment {
+fn created(pod: &Replica) -> Moment {
     pod.metadata.creation_timestamp.as_ref().map(moment).unwrap_or_default()
 }
 

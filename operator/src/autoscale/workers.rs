@@ -9,7 +9,7 @@ use futures::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::observe::{created, moment};
+use super::observe::moment;
 use super::scrape::{Absence, Fetch};
 use crate::api::ErnieModel;
 use crate::context::Context;
@@ -32,8 +32,8 @@ const REMEMBERED: u32 = 12;
 /// What a worker said last.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
-    /// When it became ready for the first time. For one that was ready before it was first seen, its creation: nothing tells
-    /// when that was.
+    /// When it became ready for the first time. For one that was ready before it was first seen, the epoch: nothing tells
+    /// when that was, and what it has counted since is no news.
     pub(super) ready: Option<Moment>,
     /// Its last sample, however old.
     pub(super) sample: Option<Sample>,
@@ -62,7 +62,7 @@ struct Watched {
 
 impl Watched {
     fn new(pod: &Replica) -> Self {
-        let ready = pod.ready.then(|| created(pod));
+        let ready = pod.ready.then(Moment::default);
         let told = Told { ready, sample: None, process: 0, absence: Some(Absence::NotAsked) };
         Self { told, meter: Meter::default(), is_asked: false, unseen: 0 }
     }

@@ -196,7 +196,11 @@ fn remember_recommendation(figures: &mut Figures, policy: &Policy, next: &mut Hi
         next.down_window.record(figures.for_decrease(), up, down_window.max(up_window), now);
     }
     figures.highest = next.down_window.highest(down_window, now);
-    figures.lowest = next.down_window.lowest(up_window, now);
+    // Stretches of the window hold several moments: without a window only this one counts.
+    figures.lowest = match up_window > 0.0 {
+        true => next.down_window.lowest(up_window, now),
+        false => u32::MAX,
+    };
 }
 
 /// Whether a decrease is out of the question now.

@@ -31,7 +31,7 @@ impl ColdStarts {
         let became = observation.replicas.iter().filter(|replica| replica.state == State::Ready);
         let mut became: Vec<(Moment, f64)> = became
             .filter_map(|replica| replica.ready.map(|ready| (ready, ready.since(replica.created))))
-            .filter(|(ready, seconds)| *ready > self.counted_to && *ready <= now && *seconds > 0.0)
+            .filter(|(ready, seconds)| *ready > self.counted_to && *ready <= now && *seconds >= 0.0)
             .collect();
         became.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
         for (ready, seconds) in became {

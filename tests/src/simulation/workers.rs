@@ -20,8 +20,9 @@ const PREFILL: f64 = 1e-4;
 const SEQUENCE: f64 = 1e-3;
 /// Work of a request, in seconds.
 const WORK: f64 = PREFILL * PROMPT + SEQUENCE * ANSWER;
-/// Share of its time that a worker computes at most.
-const BUSIEST: f64 = 0.97;
+/// Requests that run at once at most, and the share of its time that a worker computes then.
+const RUNNING: f64 = 64.0;
+const BUSIEST: f64 = RUNNING * WORK / (ANSWER * BASE + RUNNING * WORK);
 /// Requests that wait at most; more are refused.
 const QUEUE: f64 = 256.0;
 
@@ -183,7 +184,7 @@ impl Worker {
         // Steps fill the time as long as there is anything to do; none is shorter than the base.
         let busy = served * WORK / seconds;
         let steps = if served > 0.0 { seconds * (1.0 - busy) / BASE } else { 0.0 };
-        self.running = (served * ANSWER / steps.max(1.0)).ceil();
+        self.running = (served * ANSWER / steps.max(1.0)).ceil().min(RUNNING);
         self.finished += served;
         self.late += if self.waiting > 0.0 { served } else { 0.0 };
         self.steps += steps;

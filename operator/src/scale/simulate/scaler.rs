@@ -6,6 +6,7 @@ use super::world::Recent;
 use crate::scale::decide;
 use crate::scale::decision::Reason;
 use crate::scale::history::History;
+use crate::scale::ledger::PERSIST;
 use crate::scale::moment::Moment;
 use crate::scale::observation::Observation;
 use crate::scale::policy::Policy;
@@ -36,9 +37,6 @@ pub trait Scaler {
         None
     }
 }
-
-/// Seconds between two writes of the history when nothing was decided: learnt parameters change slowly.
-const PERSIST: f64 = 30.0;
 
 /// `decide` in its loop.
 #[derive(Debug)]
@@ -104,7 +102,11 @@ impl Scaler for Mortal {
             self.inner.history = History::restored(&self.kept);
         }
         let desired = self.inner.tick(view);
-        if desired != view.observation.current || view.now - self.written >= PERSIST {
+        // As a ledger does.
+        let history = &self.inner.history;
+        let first = self.kept.is_empty() && history.began.is_some();
+        let due = view.now - self.written >= PERSIST && history.is_busy();
+        if desired != view.observation.current || first || due {
             self.kept = self.inner.history.persisted();
             self.written = view.now;
         }
