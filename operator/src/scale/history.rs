@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::demand::Demand;
+use super::demand::{Demand, WINDOW};
 use super::down_window::DownWindow;
 use super::error_budget::ErrorBudget;
 use super::imbalance::Imbalance;
@@ -103,6 +103,11 @@ impl History {
                 next.change = next.change.saturating_add(oldest.change);
             }
         }
+    }
+
+    /// Takes up what another process left: what arrived more than a window ago is not what arrives now.
+    pub fn resume(&mut self, now: Moment) {
+        self.demand.entries.retain(|entry| now.since(entry.to) <= WINDOW);
     }
 
     /// Whether it holds what a successor should know, besides times: requests of late.

@@ -62,6 +62,8 @@ pub struct Ledger {
     history: History,
     status: AutoscalingStatus,
     written: Option<Moment>,
+    /// Another process left the history, and this one has not decided yet.
+    inherited: bool,
     advised: Option<u32>,
 }
 
@@ -79,7 +81,8 @@ impl Ledger {
         let mut status = status.cloned().unwrap_or_default();
         status.desired_replicas = replicas;
         let history = status.history.as_deref().map(History::restored).unwrap_or_default();
-        Self { policy: None, history, status, written: None, advised: None }
+        let inherited = status.history.is_some();
+        Self { policy: None, history, status, written: None, inherited, advised: None }
     }
 
     /// The policy of a spec, which is read anew only when it is another.
@@ -114,6 +117,11 @@ impl Ledger {
                 return self.finding(active, within_range("nothing is decided"));
             }
         };
+        if std::mem::take(&mut self.inherited) {
+            // Written down again once there is something new.
+            self.history.resume(now);
+            self.written = Some(now);
+        }
         let decision = decide(&observation, &policy, &self.history, now);
         let active = self.active(&policy, &decision, silent);
         let limited = limited(&decision);
