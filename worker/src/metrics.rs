@@ -243,6 +243,10 @@ impl Observer for Metrics {
         }
     }
 
+    fn asked(&self, choices: u32) {
+        self.engine.count_choices(choices);
+    }
+
     fn rejected(&self, kind: RejectionKind) {
         if kind == RejectionKind::Exhausted && self.records() {
             self.engine.count_rejection();

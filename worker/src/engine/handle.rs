@@ -147,7 +147,12 @@ impl EngineHandle {
         self.submit_guided(request, None)
     }
 
-    /// The same for a request whose answer a guide follows, which has heard of the tokens emitted earlier. The request needs
+    /// Tells the observer that the requests submitted last are so many answers to one prompt.
+    pub fn note_choices(&self, choices: u32) {
+        self.shared.observer.asked(choices);
+    }
+
+    /// As [`submit`](Self::submit) for a request whose answer a guide follows, which has heard of the tokens emitted earlier. The request needs
     /// end-of-sequence tokens: with one of them the answer ends where the guide says so, also when it ignores them elsewhere.
     ///
     /// # Errors

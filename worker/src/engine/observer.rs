@@ -20,6 +20,9 @@ pub trait Observer: Send + Sync + 'static {
 
     /// A request was refused.
     fn rejected(&self, kind: RejectionKind);
+
+    /// A client asked for so many answers to one prompt, each of which is a request here. On the caller's thread, too.
+    fn asked(&self, _choices: u32) {}
 }
 
 /// Counts nothing.

@@ -245,9 +245,13 @@ impl EngineFigures {
         self.request_generation_tokens.observe(f64::from(usage.completion_tokens));
         self.request_max_tokens.observe(f64::from(report.max_tokens));
         self.params_max_tokens.observe(f64::from(report.max_tokens));
-        self.params_n.observe(1.0);
         self.request_preemptions.observe(f64::from(report.preemptions));
         self.request_computed_tokens.observe(f64::from(usage.prompt_tokens.saturating_sub(usage.cached_tokens)));
+    }
+
+    /// A client's request for so many answers.
+    pub(super) fn count_choices(&self, choices: u32) {
+        self.params_n.observe(f64::from(choices));
     }
 
     /// A request refused because the queue is full.

@@ -176,6 +176,7 @@ pub(super) fn submit(
     // Dropping the streams of those that were taken withdraws them.
     let choices: Result<_, Status> = (resume.choice..resume.choice + generation.choices).map(&mut begin).collect();
     let choices = choices?;
+    served.engine.note_choices(generation.choices);
     let prompt_scores = if prompt_output.is_some() { prompt_tokens.saturating_sub(1) } else { 0 };
     Ok(Submitted { choices, seed, prompt_tokens, prompt_scores, echo, stops: generation.stops })
 }

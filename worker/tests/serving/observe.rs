@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ernie_proto::ernie::v1::SamplingParams;
 use ernie_worker::{serve::Worker, server::connection::ConnectionLimits, shutdown::Stop};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -126,8 +127,12 @@ async fn figures_follow_a_request() {
         let name = format!("ernie:startup_phase_seconds{{engine=\"0\",model_name=\"austen-2.6m\",phase=\"{phase}\"}}");
         assert!(worker.figure(&name).await > 0.0, "{phase}");
     }
+    let several = SamplingParams { n: Some(3), ..greedy(2) };
+    read(client.chat(chat("Emma", several)).await.expect("accepted").into_inner()).await.expect("answers");
+    let asked = async |part: &str| worker.figure(&format!("vllm:request_params_n_{part}{{")).await;
+    assert_eq!((asked("count").await, asked("sum").await), (2.0, 4.0), "once for each call");
     let handled = "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Chat\",grpc_service=\"ernie.v1.Inference\"";
-    worker.figure_becomes(handled, 1.0).await;
+    worker.figure_becomes(handled, 2.0).await;
 }
 
 /// Families of a page of Prometheus, with their types.
