@@ -65,6 +65,9 @@ impl ErrorBudget {
                 self.share += UP;
             }
             self.share = self.share.clamp(LEAST, 1.0);
+        } else {
+            // Who stays away burns nothing: the last overload must not hold replicas for ever.
+            self.burn = 0.0;
         }
         (self.judged, self.good, self.began) = (0.0, 0.0, Some(now));
     }

@@ -105,9 +105,12 @@ impl History {
         }
     }
 
-    /// Takes up what another process left: what arrived more than a window ago is not what arrives now.
+    /// Takes up what another process left: what arrived, or went wrong, more than a window ago is not what does now.
     pub fn resume(&mut self, now: Moment) {
         self.demand.entries.retain(|entry| now.since(entry.to) <= WINDOW);
+        if self.decided.is_none_or(|decided| now.since(decided) > WINDOW) {
+            self.budget.burn = 0.0;
+        }
     }
 
     /// Whether it holds what a successor should know, besides times: requests of late.

@@ -194,7 +194,7 @@ async fn leaders_that_die_again_and_again_move_nothing_in_the_wrong_direction() 
     let mut world = settled(&json!({"maxReplicas": 5})).await;
     let mut last = deployed(&world);
     for tick in 0..2 * LONG {
-        if tick % 5 == 0 {
+        if tick % 12 == 0 {
             world.restart_operators();
             world.converge().await;
         }
@@ -203,8 +203,8 @@ async fn leaders_that_die_again_and_again_move_nothing_in_the_wrong_direction() 
         last = deployed(&world);
     }
     assert!(last >= 3, "{last}");
-    for tick in 0..5 * LONG {
-        if tick % 5 == 0 {
+    for tick in 0..6 * LONG {
+        if tick % 12 == 0 {
             world.restart_operators();
             world.converge().await;
         }
@@ -212,7 +212,13 @@ async fn leaders_that_die_again_and_again_move_nothing_in_the_wrong_direction() 
         assert!(deployed(&world) <= last, "tick {tick}: {last} to {:#?}", decisions(&world).last());
         last = deployed(&world);
     }
-    assert_eq!(last, 1, "and it comes down all the same");
+    assert_eq!(
+        last,
+        1,
+        "and it comes down all the same: {} {:#?}",
+        world.message("m", "ScalingActive"),
+        autoscaling(&world)
+    );
 }
 
 #[tokio::test(start_paused = true)]
