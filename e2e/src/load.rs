@@ -37,9 +37,19 @@ struct Run {
     /// Tokens asked for in each chat.
     #[arg(long, default_value_t = 64)]
     max_tokens: u32,
+    /// Milliseconds between two chats of a stream.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
     /// Longest that one chat may take, in seconds.
     #[arg(long, default_value_t = 120)]
     timeout: u64,
+}
+
+/// The chats of one stream.
+struct Chats {
+    number: u32,
+    max_tokens: u32,
+    pause: Duration,
 }
 
 #[derive(Default)]
@@ -75,7 +85,8 @@ impl Run {
                 .connect_timeout(Duration::from_secs(10))
                 .timeout(Duration::from_secs(self.timeout));
             let client = InferenceClient::new(endpoint.connect_lazy());
-            streams.spawn(stream(client, number, self.max_tokens, stop.clone(), tally.clone()));
+            let chats = Chats { number, max_tokens: self.max_tokens, pause: Duration::from_millis(self.pause) };
+            streams.spawn(stream(client, chats, stop.clone(), tally.clone()));
         }
         signal.recv().await;
         stop.cancel();
@@ -108,8 +119,7 @@ const UNKNOWN: Duration = Duration::from_secs(10);
 /// its old connection before it was sent is none.
 async fn stream(
     mut client: InferenceClient<Channel>,
-    number: u32,
-    max_tokens: u32,
+    Chats { number, max_tokens, pause }: Chats,
     stop: CancellationToken,
     tally: Arc<Mutex<Tally>>,
 ) {
@@ -133,9 +143,10 @@ async fn stream(
                 }
             }
         }
-        if failed {
-            // A server that is down is not asked a thousand times a second.
-            let _ = tokio::time::timeout(Duration::from_millis(100), stop.cancelled()).await;
+        // A server that is down is not asked a thousand times a second.
+        let pause = if failed { pause.max(Duration::from_millis(100)) } else { pause };
+        if !pause.is_zero() {
+            let _ = tokio::time::timeout(pause, stop.cancelled()).await;
         }
     }
 }

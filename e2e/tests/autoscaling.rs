@@ -43,8 +43,9 @@ async fn load_adds_workers_and_its_end_takes_them_away_without_losing_a_request(
     assert_eq!(report.failed, [], "{report:?}");
     assert!(report.completed > 0);
 
-    // Requests still come while workers go, one at a time.
-    let load = Load::start(&cluster, &namespace, &model, 1, 8).await.unwrap();
+    // Requests still come while workers go, a few a second.
+    let pause = Duration::from_millis(500);
+    let load = Load::start_paused(&cluster, &namespace, &model, 2, 8, pause).await.unwrap();
     model.wait_ready(1, DOWN).await.unwrap();
     let report = load.stop().await.unwrap();
     assert_eq!(report.failed, [], "{report:?}");

@@ -53,6 +53,18 @@ impl<'a> Load<'a> {
         streams: u32,
         max_tokens: u32,
     ) -> Result<Self> {
+        Self::start_paused(cluster, namespace, model, streams, max_tokens, Duration::ZERO).await
+    }
+
+    /// As [`start`](Self::start), with a pause between the chats of a stream.
+    pub async fn start_paused(
+        cluster: &Cluster,
+        namespace: &'a Namespace<'a>,
+        model: &Model<'_>,
+        streams: u32,
+        max_tokens: u32,
+        pause: Duration,
+    ) -> Result<Self> {
         if !cluster.images().await?.iter().any(|image| image == IMAGE) {
             load_image(cluster).await?;
         }
@@ -70,7 +82,7 @@ impl<'a> Load<'a> {
                     "image": IMAGE,
                     "imagePullPolicy": "IfNotPresent",
                     "args": ["run", "--server", model.address(), "--streams", streams.to_string(),
-                             "--max-tokens", max_tokens.to_string()],
+                             "--max-tokens", max_tokens.to_string(), "--pause", pause.as_millis().to_string()],
                     "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
                 }],
             },
@@ -105,7 +117,7 @@ impl<'a> Load<'a> {
         .await
     }
 
-    /// Starts no more requests, waits for the last answers, and tells what was seen.
+    /// Starts no more requests, waits for the last answers, and tells what was seen. Another load may follow.
     pub async fn stop(self) -> Result<LoadReport> {
         self.namespace.exec(&self.pod, &["/load", "stop"]).await?;
         let report = wait::until("the load's report", Duration::from_secs(120), async || {
@@ -113,6 +125,7 @@ impl<'a> Load<'a> {
             Ok(log.lines().last().and_then(|line| serde_json::from_str::<LoadReport>(line).ok()))
         })
         .await?;
+        self.namespace.kubectl(&["delete", "pod", &self.pod, "--grace-period=1"]).await?;
         ensure!(report.completed > 0, "the load saw no answer at all: {report:?}");
         Ok(report)
     }
