@@ -120,7 +120,8 @@ impl Quantized for Int4 {
     /// lie at or near −8, the longer end of the range, by the sign of the scale.
     #[inline(always)]
     fn scale<S: Simd>(s: S, group: &[f32], largest: f32) -> bf16 {
-        let mut best = (f32::INFINITY, bf16::ZERO);
+        // Squares of huge differences are all infinite; the smallest scale times −8 is not.
+        let mut best = (f32::INFINITY, bf16::from_f32(largest / INT4_ENDS[3]));
         for end in INT4_ENDS {
             let scale = bf16::from_f32(largest / end);
             let difference = squared_difference::<S, Int4>(s, group, scale.to_f32());

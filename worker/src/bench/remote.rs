@@ -20,6 +20,8 @@ use crate::ask;
 
 /// A request may take so long.
 const DEADLINE: Duration = Duration::from_secs(600);
+/// Times that a call is sent again that left with an old connection.
+const ATTEMPTS: usize = 5;
 /// Requests in flight; further ones are counted as not sent.
 const IN_FLIGHT: usize = 4096;
 
@@ -61,7 +63,7 @@ pub(super) async fn run(args: &BenchArgs, server: &str) -> Result<Measured, Stri
         }
         let mut chance = Chance::new(args.seed, number as u64);
         let ids = (0..request.prompt).map(|_| chance.below(vocab) as u32).collect();
-        running.spawn(answer(client.clone(), ids, request.output, begin));
+        running.spawn(answer(client.clone(), ids, request.output, begin, request.at));
     }
     while let Some(ended) = running.join_next().await {
         measured.note(ended);
@@ -98,24 +100,26 @@ async fn answer(
     ids: Vec<u32>,
     output: u32,
     begin: Instant,
+    asked: f64,
 ) -> Result<(usize, Answer), Status> {
     let length = ids.len();
     let sampling = SamplingParams { max_tokens: Some(output), ignore_eos: true, ..SamplingParams::default() };
     let prompt = Some(Prompt::Tokens(TokenIds { ids }));
-    let asked = CompleteRequest { prompt, sampling: Some(sampling), ..CompleteRequest::default() };
+    let question = CompleteRequest { prompt, sampling: Some(sampling), ..CompleteRequest::default() };
     let request = || {
-        let mut request = tonic::Request::new(asked.clone());
+        let mut request = tonic::Request::new(question.clone());
         request.set_timeout(DEADLINE);
         request
     };
-    let mut answer = Answer { asked: begin.elapsed().as_secs_f64(), tokens: Vec::new() };
-    let mut stream = loop {
-        match client.complete(request()).await {
-            Ok(accepted) => break accepted.into_inner(),
-            Err(status) if never_sent(&status) => {}
-            Err(status) => return Err(status),
+    let mut answer = Answer { asked, tokens: Vec::new() };
+    let mut accepted = client.complete(request()).await;
+    for _ in 0..ATTEMPTS {
+        match &accepted {
+            Err(status) if never_sent(status) => accepted = client.complete(request()).await,
+            _ => break,
         }
-    };
+    }
+    let mut stream = accepted?.into_inner();
     let mut done = false;
     while let Some(message) = stream.message().await? {
         let now = begin.elapsed().as_secs_f64();

@@ -7,20 +7,27 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use ernie_proto::ernie::v1::{self, generate_response::Event as Said};
-use futures::{FutureExt, Stream};
+use futures::{
+    FutureExt, Stream,
+    future::{Either, join_all, select},
+};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
-use super::{choice::Choice, connection::LiveCall, resume::Replayed};
-use crate::{engine::EventStream, tokenizer::Tokenizer};
+use super::{
+    choice::{Choice, Events},
+    connection::LiveCall,
+    resume::Replayed,
+};
+use crate::tokenizer::Tokenizer;
 
 /// Messages that wait for the client.
 const MESSAGES: usize = 64;
@@ -54,7 +61,7 @@ pub(super) struct Begun {
 /// Where the tokens of a choice come from.
 pub(super) enum Source {
     /// The engine's events.
-    Engine(EventStream),
+    Engine(Events),
     /// There are no more.
     Over(v1::Done),
 }
@@ -95,8 +102,13 @@ impl Answer {
             tokenizer: &tokenizer,
         });
         let mut choices: Vec<_> = choices.collect();
-        if let Some(first) = choices.first_mut() {
-            first.tell_prompt(prompt_scores, sender).await?;
+        if let Some((first, others)) = choices.split_first_mut() {
+            let telling = pin!(first.tell_prompt(prompt_scores, sender));
+            let others = pin!(join_all(others.iter_mut().map(Choice::hold_back)));
+            match select(telling, others).await {
+                Either::Left((told, _)) => told?,
+                Either::Right((_, telling)) => telling.await?,
+            }
         }
         let choices = choices.into_iter().map(|choice| choice.run(&echo, sender));
         // The first that fails ends the answer; the others are dropped and so withdrawn.

@@ -1,5 +1,7 @@
 //! One choice of an answer: the engine's events become messages of the stream.
 
+use std::collections::VecDeque;
+
 use ernie_proto::ernie::v1::{self, generate_response::Event as Said};
 use futures::FutureExt;
 use tokio::sync::mpsc;
@@ -24,6 +26,28 @@ const SCORES_PER_MESSAGE: usize = 64;
 /// Longest piece of an echoed prompt in one message, in bytes.
 const ECHO_BYTES: usize = 64 << 10;
 
+/// The engine's events of one choice.
+pub(super) struct Events {
+    stream: EventStream,
+    /// Those that came before it was the choice's turn.
+    held: VecDeque<Event>,
+}
+
+impl From<EventStream> for Events {
+    fn from(stream: EventStream) -> Self {
+        Self { stream, held: VecDeque::new() }
+    }
+}
+
+impl Events {
+    async fn next(&mut self) -> Option<Event> {
+        match self.held.pop_front() {
+            Some(event) => Some(event),
+            None => self.stream.next().await,
+        }
+    }
+}
+
 /// A choice about to be streamed.
 pub(super) struct Choice<'a> {
     /// What is to be said before further tokens; has its index.
@@ -39,6 +63,15 @@ pub(super) struct Choice<'a> {
 }
 
 impl Choice<'_> {
+    /// Takes events as they come and holds them back: the engine gives up whoever does not read. At most as many tokens as the
+    /// context has room for.
+    pub(super) async fn hold_back(&mut self) {
+        let Source::Engine(Events { stream, held }) = &mut self.source else { return };
+        while let Some(event) = stream.next().await {
+            held.push_back(event);
+        }
+    }
+
     /// Sends the log-probabilities of the prompt's `count` last tokens, as they come.
     pub(super) async fn tell_prompt(
         &mut self,
@@ -106,7 +139,7 @@ impl Choice<'_> {
             let (asks, matched) = (reader.text.asks_for_tools(), v1::done::MatchedStop::Stop);
             let done = match end {
                 None => continue,
-                Some(End::Stopped(stop)) => done(index, &events.stop(), asks, Some(matched(stop))),
+                Some(End::Stopped(stop)) => done(index, &events.stream.stop(), asks, Some(matched(stop))),
                 Some(End::Finished(finished)) => done(index, &finished, asks, None),
                 Some(End::Failed(status)) => return Err(status),
             };
@@ -124,12 +157,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Adds an event, and those that are there already, to a message.
-    fn take_what_is_there(
-        &mut self,
-        event: Option<Event>,
-        events: &mut EventStream,
-        delta: &mut v1::Delta,
-    ) -> Option<End> {
+    fn take_what_is_there(&mut self, event: Option<Event>, events: &mut Events, delta: &mut v1::Delta) -> Option<End> {
         let mut next = event;
         loop {
             match next {

@@ -20,8 +20,10 @@ use crate::{
 
 /// Most continuations of one prompt.
 const MAX_CONTINUATIONS: usize = 64;
-/// Most tokens of all continuations together, each with its prompt.
-const MAX_TOKENS: usize = 1 << 20;
+/// Most tokens of all continuations together, each with its prompt: they are kept until the call ends.
+const MAX_TOKENS: usize = 1 << 18;
+/// Most tokens that are scored, so that the answer stays below the 4 MiB that clients take by default.
+const MAX_SCORED: usize = 1 << 17;
 
 /// A prompt with one of its continuations.
 #[derive(Debug, PartialEq)]
@@ -106,7 +108,7 @@ fn sequences(
     if prompt.is_empty() {
         return Err(invalid("prompt", "has no token; give at least one, such as the begin-of-sentence token"));
     }
-    let mut tokens = 0;
+    let (mut tokens, mut scored) = (0, 0);
     let mut sequences = Vec::with_capacity(count);
     for (index, continuation) in continuations.into_iter().enumerate() {
         let field = format!("continuations[{index}]");
@@ -136,6 +138,11 @@ fn sequences(
                 "and those before it have more than {MAX_TOKENS} tokens, the prompt counted with \
                                     each; send fewer in one call"
             );
+            return Err(invalid(&field, sentence));
+        }
+        scored += sequence.ids.len() - sequence.first;
+        if scored > MAX_SCORED {
+            let sentence = format!("and those before it add more than {MAX_SCORED} tokens; send fewer in one call");
             return Err(invalid(&field, sentence));
         }
         sequences.push(sequence);

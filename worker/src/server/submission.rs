@@ -171,7 +171,7 @@ pub(super) fn submit(
         });
         let events =
             served.engine.submit_guided(request, guide.transpose()?).map_err(|rejected| status::rejected(&rejected))?;
-        Ok(Begun { replayed, source: Source::Engine(events) })
+        Ok(Begun { replayed, source: Source::Engine(events.into()) })
     };
     // Dropping the streams of those that were taken withdraws them.
     let choices: Result<_, Status> = (resume.choice..resume.choice + generation.choices).map(&mut begin).collect();

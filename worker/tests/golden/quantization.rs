@@ -184,7 +184,7 @@ fn the_demo_model_loses_little_by_quantisation() {
         (rows.iter().sum::<f64>() / rows.len() as f64).exp()
     };
     let plain = run(Quantization::None);
-    for (quantization, worse, agreement) in [(Quantization::Int8, 0.005, 0.97), (Quantization::Int4, 0.03, 0.0)] {
+    for (quantization, worse, agreement) in [(Quantization::Int8, 0.005, 0.97), (Quantization::Int4, 0.03, 0.85)] {
         let quantised = run(quantization);
         let loss = perplexity(&quantised) / perplexity(&plain) - 1.0;
         let pairs = plain.iter().zip(&quantised);

@@ -72,6 +72,7 @@ fn zeros_and_what_is_nearly_zero_become_zero() {
         assert_eq!(rounded(format, &[1e-30, -1e-38, 1e-45]), [0.0; 3]);
         let large = rounded(format, &[f32::MAX, -1e38, 1.0]);
         assert!(large.iter().all(|value| value.is_finite()), "{large:?}");
+        assert!((large[0] / f32::MAX - 1.0).abs() < 0.15 && large[1] < -0.8e38, "{large:?}");
     }
 }
 
