@@ -32,8 +32,8 @@ const REMEMBERED: u32 = 12;
 /// What a worker said last.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
-    /// When it became ready for the first time. For one that was ready before it was first seen, the epoch: nothing tells
-    /// when that was, and what it has counted since is no news.
+    /// When it became ready for the first time. For one that was ready when it was first seen and is older than this
+    /// autoscaler, the epoch: nothing tells when that was, and what it has counted since is no news.
     pub(super) ready: Option<Moment>,
     /// Its last sample, however old.
     pub(super) sample: Option<Sample>,
@@ -47,6 +47,8 @@ pub(super) struct Told {
 pub(super) struct Workers {
     fetch: Fetch,
     context: Arc<Context>,
+    /// When this autoscaler began.
+    began: Moment,
     pods: Arc<Mutex<HashMap<String, Watched>>>,
     asked: Arc<Semaphore>,
     doubtful: Arc<Semaphore>,
@@ -61,8 +63,9 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(pod: &Replica) -> Self {
-        let ready = pod.ready.then(Moment::default);
+    fn new(pod: &Replica, began: Moment) -> Self {
+        let is_older = pod.metadata.creation_timestamp.as_ref().is_none_or(|created| moment(created) <= began);
+        let ready = (pod.ready && is_older).then(Moment::default);
         let told = Told { ready, sample: None, process: 0, absence: Some(Absence::NotAsked) };
         Self { told, meter: Meter::default(), is_asked: false, unseen: 0 }
     }
@@ -83,7 +86,8 @@ struct Expected {
 impl Workers {
     pub(super) fn new(fetch: Fetch, context: Arc<Context>) -> Self {
         let (asked, doubtful) = (Arc::new(Semaphore::new(ASKED)), Arc::new(Semaphore::new(DOUBTFUL)));
-        Self { fetch, context, pods: Arc::default(), asked, doubtful }
+        let began = context.moment();
+        Self { fetch, context, began, pods: Arc::default(), asked, doubtful }
     }
 
     /// Asks every worker that runs and is not being asked, and waits for those that answered last time, but not long.
@@ -99,7 +103,7 @@ impl Workers {
     fn begin(&self, pod: &Arc<Replica>, expected: &Expected) -> Option<JoinHandle<()>> {
         let uid = pod.metadata.uid.clone()?;
         let mut pods = lock(&self.pods);
-        let watched = pods.entry(uid.clone()).or_insert_with(|| Watched::new(pod));
+        let watched = pods.entry(uid.clone()).or_insert_with(|| Watched::new(pod, self.began));
         watched.unseen = 0;
         if pod.ready && watched.told.ready.is_none() {
             watched.told.ready = pod.ready_since.as_ref().map(moment);
@@ -182,4 +186,23 @@ impl Work {
 
 fn lock(pods: &Mutex<HashMap<String, Watched>>) -> MutexGuard<'_, HashMap<String, Watched>> {
     pods.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    #[test]
+    fn only_a_pod_that_is_younger_than_the_autoscaler_has_counted_from_nothing() {
+        let began: Time = Time("2026-01-01T00:00:00Z".parse().expect("a time"));
+        let ready_of = |created: &str| {
+            let mut pod = Replica { ready: true, ..Replica::default() };
+            pod.metadata.creation_timestamp = Some(Time(created.parse().expect("a time")));
+            Watched::new(&pod, moment(&began)).told.ready
+        };
+        assert_eq!(ready_of("2025-12-31T23:59:59Z"), Some(Moment::default()));
+        assert_eq!(ready_of("2026-01-01T00:00:01Z"), None, "its ready time is taken");
+    }
 }
