@@ -25,6 +25,9 @@ const RESIDENT_SHARE: f64 = 0.9;
 pub fn decide(observation: &Observation, policy: &Policy, history: &History, now: Moment) -> Decision {
     let mut next = history.clone();
     let elapsed = history.decided.map_or(0.0, |decided| now.since(decided).max(0.0));
+    if history.decided.is_some_and(|decided| decided > now) {
+        next.set_back(now);
+    }
 
     // 1. What may be believed.
     let fresh = fresh(observation, policy, &mut next, now);
@@ -124,7 +127,7 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
         next.push_event(ScaleEvent { at: now, change });
     }
     next.down_window.learn(observation.current, desired, lead_time, elapsed, now);
-    next.decided = Some(history.decided.map_or(now, |decided| decided.max(now)));
+    next.decided = Some(now);
     Decision { desired, reason, figures, history: next }
 }
 

@@ -113,6 +113,21 @@ impl History {
         }
     }
 
+    /// Goes on after a clock that was set back: nothing lies ahead of it, and a whole down window is to be seen again.
+    pub(super) fn set_back(&mut self, now: Moment) {
+        let past = |at: &Moment| *at <= now;
+        self.began = None;
+        self.decided = Some(now);
+        self.heard = self.heard.map(|heard| heard.min(now));
+        self.resumed = self.resumed.filter(past);
+        self.surplus = self.surplus.filter(past);
+        self.demand.entries.retain(|entry| past(&entry.to));
+        self.down_window.forget_after(now);
+        self.events.iter_mut().for_each(|event| event.at = event.at.min(now));
+        self.cursors.retain(|cursor| past(&cursor.sample.at));
+        self.front_door = self.front_door.filter(|door| past(&door.at));
+    }
+
     /// Whether it holds what a successor should know, besides times: requests of late.
     pub fn is_busy(&self) -> bool {
         self.demand.entries.iter().any(|entry| entry.requests > 0.0)
