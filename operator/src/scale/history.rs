@@ -20,7 +20,7 @@ const EVENTS: usize = 32;
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct History {
-    /// When the first decision was made.
+    /// When the first decision was made, or the first after a gap longer than the down window.
     pub began: Option<Moment>,
     /// When the last decision was made.
     pub decided: Option<Moment>,
