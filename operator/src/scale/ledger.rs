@@ -11,10 +11,9 @@ use super::observation::Observation;
 use super::policy::Policy;
 use super::spec::{self, SpecError};
 use super::step_cost::alone;
+use super::written::Written;
 use crate::api::{Autoscaling, AutoscalingStatus, DECISIONS, ScalingDecision};
 
-/// Seconds between two writes of what has been learnt while nothing is decided: learnt parameters change slowly.
-pub const PERSIST: f64 = 30.0;
 /// Silent workers that are named.
 const NAMED: usize = 3;
 
@@ -61,7 +60,7 @@ pub struct Ledger {
     policy: Option<Read>,
     history: History,
     status: AutoscalingStatus,
-    written: Option<Moment>,
+    written: Written,
     /// Another process left the history, and this one has not decided yet.
     inherited: bool,
     advised: Option<u32>,
@@ -82,7 +81,8 @@ impl Ledger {
         status.desired_replicas = replicas;
         let history = status.history.as_deref().map(History::restored).unwrap_or_default();
         let inherited = status.history.is_some();
-        Self { policy: None, history, status, written: None, inherited, advised: None }
+        let written = Written::inherited(&history);
+        Self { policy: None, history, status, written, inherited, advised: None }
     }
 
     /// The policy of a spec, which is read anew only when it is another.
@@ -118,9 +118,7 @@ impl Ledger {
             }
         };
         if std::mem::take(&mut self.inherited) {
-            // Written down again once there is something new.
             self.history.resume(now);
-            self.written = Some(now);
         }
         let decision = decide(&observation, &policy, &self.history, now);
         let active = self.active(&policy, &decision, silent);
@@ -164,12 +162,10 @@ impl Ledger {
                 self.status.last_scale_time = time(now);
             }
         }
-        let first = self.status.history.is_none() && self.history.began.is_some();
-        let due = self.written.is_none_or(|written| now.since(written) >= PERSIST) && self.history.is_busy();
-        if is_news || first || due {
+        if is_news || self.written.is_due(decision, now) {
             let text = self.history.persisted();
             self.status.history = (text.len() <= PERSISTED_BYTES).then_some(text);
-            self.written = Some(now);
+            self.written = Written::now(decision, now);
         }
     }
 
