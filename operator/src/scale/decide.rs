@@ -133,7 +133,10 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
         let change = change.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
         next.push_event(ScaleEvent { at: now, change });
     }
-    next.down_window.learn(observation.current, desired, lead_time, elapsed, now);
+    // Advice that nobody follows is no replica given up or wanted back.
+    if !policy.advisory {
+        next.down_window.learn(observation.current, desired, lead_time, elapsed, now);
+    }
     next.decided = Some(now);
     Decision { desired, reason, figures, history: next }
 }

@@ -63,7 +63,8 @@ pub struct Ledger {
     written: Written,
     /// Another process left the history, and this one has not decided yet.
     inherited: bool,
-    advised: Option<u32>,
+    /// What was advised last, and when so many were last wanted.
+    advised: Option<(u32, Moment)>,
 }
 
 /// A spec as it was read.
@@ -121,9 +122,10 @@ impl Ledger {
             self.history.resume(now);
         }
         let decision = decide(&observation, &policy, &self.history, now);
+        let is_news = self.is_news(&policy, &decision, now);
         let active = self.active(&policy, &decision, silent);
         let limited = limited(&decision);
-        self.enter(&policy, &decision, now);
+        self.enter(&policy, &decision, is_news, now);
         self.finding(active, limited)
     }
 
@@ -148,12 +150,31 @@ impl Ledger {
         Finding { status: self.status.clone(), active, limited }
     }
 
+    /// Whether a decision is to be told. Nobody follows advice, so it would go up and down with the load: more than was
+    /// advised is news when it exceeds the tolerance, and less when no more was wanted for a down window.
+    fn is_news(&mut self, policy: &Policy, decision: &Decision, now: Moment) -> bool {
+        let Figures { current, tolerance_up, tolerance_down, down_window, .. } = decision.figures;
+        let desired = decision.desired;
+        if !policy.advisory {
+            self.advised = None;
+            return desired != current;
+        }
+        let (last, since) = self.advised.unwrap_or((current, now));
+        let is_more = f64::from(desired) > f64::from(last) * (1.0 + tolerance_up);
+        let is_less = f64::from(desired) < f64::from(last) * (1.0 - tolerance_down);
+        let is_first = self.advised.is_none() && desired != current;
+        if is_first || is_more || (is_less && now.since(since) >= down_window) {
+            self.advised = (desired != current).then_some((desired, now));
+            return desired != current;
+        }
+        if let Some((_, since)) = self.advised.as_mut().filter(|_| !is_less) {
+            *since = now;
+        }
+        false
+    }
+
     /// Takes a decision in: history, and what the status says of it.
-    fn enter(&mut self, policy: &Policy, decision: &Decision, now: Moment) {
-        let current = u32::try_from(self.status.desired_replicas).unwrap_or(0);
-        let changes = decision.desired != current;
-        let is_news = changes && !(policy.advisory && self.advised == Some(decision.desired));
-        self.advised = (policy.advisory && changes).then_some(decision.desired);
+    fn enter(&mut self, policy: &Policy, decision: &Decision, is_news: bool, now: Moment) {
         self.history = decision.history.clone();
         if is_news {
             self.record(decision, now);
@@ -204,10 +225,9 @@ impl Ledger {
             return Verdict::new(Some(false), "SLOInfeasible", self.infeasible(policy, decision));
         }
         if policy.advisory {
-            let wish = if decision.desired == current {
-                format!("{current} replicas are what it would ask for")
-            } else {
-                format!("it would ask for {} replicas, {current} stay", decision.desired)
+            let wish = match self.advised {
+                None => format!("{current} replicas are what it would ask for"),
+                Some((advised, _)) => format!("it would ask for {advised} replicas, {current} stay"),
             };
             let message = format!("autoscaling.advisory is true: {wish}; set it to false to act");
             return Verdict::new(Some(false), "Advisory", message);
