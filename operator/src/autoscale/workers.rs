@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::observe::moment;
 use super::scrape::{Absence, Fetch};
@@ -20,7 +21,7 @@ use crate::scale::policy::Slo;
 use crate::scale::{Meter, Moment, Sample};
 use ernie_proto::contract::DEFAULT_MAX_NUM_SEQS;
 
-/// How long a decision waits for workers that answered last time. What comes later counts in the next one.
+/// How long a decision waits for workers that answered as soon last time. What comes later counts in the next one.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Workers that are asked at the same time: of those that answered last time, and of the others, so that many silent ones
 /// take no place from those that answer.
@@ -59,6 +60,8 @@ struct Watched {
     told: Told,
     meter: Meter,
     is_asked: bool,
+    /// Its last answer took longer than decisions wait.
+    is_slow: bool,
     unseen: u32,
 }
 
@@ -67,7 +70,7 @@ impl Watched {
         let is_older = pod.metadata.creation_timestamp.as_ref().is_none_or(|created| moment(created) <= began);
         let ready = (pod.ready && is_older).then(Moment::default);
         let told = Told { ready, sample: None, process: 0, absence: Some(Absence::NotAsked) };
-        Self { told, meter: Meter::default(), is_asked: false, unseen: 0 }
+        Self { told, meter: Meter::default(), is_asked: false, is_slow: false, unseen: 0 }
     }
 
     fn is_doubtful(&self) -> bool {
@@ -90,7 +93,7 @@ impl Workers {
         Self { fetch, context, began, pods: Arc::default(), asked, doubtful }
     }
 
-    /// Asks every worker that runs and is not being asked, and waits for those that answered last time, but not long.
+    /// Asks every worker that runs and is not being asked, and waits for those that answered soon last time, but not long.
     pub(super) async fn ask(&self, model: &ErnieModel, pods: &[Arc<Replica>], slo: Slo) {
         let sequences = model.spec.engine.max_num_seqs.map_or(DEFAULT_MAX_NUM_SEQS as f64, f64::from);
         let expected = Expected { model: served_name(model), slo, sequences };
@@ -117,6 +120,7 @@ impl Workers {
         };
         watched.is_asked = true;
         let doubtful = watched.is_doubtful();
+        let awaited = !doubtful && !watched.is_slow;
         drop(pods);
         let places = if doubtful { &self.doubtful } else { &self.asked };
         let work = Work {
@@ -128,7 +132,7 @@ impl Workers {
             pods: self.pods.clone(),
         };
         let task = tokio::spawn(work.run(places.clone()));
-        (!doubtful).then_some(task)
+        awaited.then_some(task)
     }
 
     /// What the pods said last, in their order.
@@ -160,7 +164,9 @@ impl Work {
     async fn run(self, places: Arc<Semaphore>) {
         // Never closed.
         let Ok(_place) = places.acquire_owned().await else { return };
+        let began = Instant::now();
         let answer = self.fetch.page(self.address).await;
+        let is_slow = began.elapsed() > PATIENCE;
         // The page is of this moment, by the clock that decides: a worker's own may be wrong.
         let at = self.context.moment();
         let page = answer.and_then(|page| Ok(parse(&page)?)).and_then(|page| match page.model == self.expected.model {
@@ -172,6 +178,7 @@ impl Work {
         let mut pods = lock(&self.pods);
         let Some(watched) = pods.get_mut(&self.uid) else { return };
         watched.is_asked = false;
+        watched.is_slow = is_slow;
         watched.told.absence = match page {
             Ok(page) => {
                 let sample = watched.meter.read(page, &self.expected.slo, self.expected.sequences, at);
