@@ -10,20 +10,24 @@ mod observe;
 mod scrape;
 mod workers;
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use futures::future::join_all;
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use crate::api::{Autoscaling, ErnieModel};
 use crate::context::Context;
 use crate::observe::Trigger;
+use crate::reconcile::panic_text;
 use crate::scale::ledger::Pause;
 use crate::scale::{Finding, Ledger, Moment, Observation};
 use budget::Budget;
@@ -103,14 +107,18 @@ impl Autoscaler {
     /// Looks at models once, at all of them at the same time: those whose finding is new.
     pub async fn tick(&self, models: &[&ErnieModel]) -> Vec<Trigger> {
         let started = Instant::now();
-        let looks = join_all(models.iter().map(|model| self.look(model))).await;
-        let looks = looks.into_iter().flatten().collect::<Vec<_>>();
+        let looks = models.iter().map(|model| async {
+            let look = AssertUnwindSafe(self.look(model)).catch_unwind().await;
+            look.unwrap_or_else(|panic| tell_panic(model, panic.as_ref()))
+        });
+        let looks = join_all(looks).await.into_iter().flatten().collect::<Vec<_>>();
         let quotas = self.quotas(&looks);
         let mut triggers = Vec::new();
         for look in looks {
             let quota = quotas.get(&look.uid).copied();
             let (name, namespace) = (look.model.name_any(), look.model.namespace().unwrap_or_default());
-            if self.decide(look, quota) {
+            let model = look.model;
+            if guarded(model, || self.decide(look, quota)).unwrap_or(false) {
                 triggers.push(ObjectRef::new(&name).within(&namespace));
             }
         }
@@ -144,9 +152,10 @@ impl Autoscaler {
     fn quotas(&self, looks: &[Look<'_>]) -> BTreeMap<String, u32> {
         let Some(budget) = &self.budget else { return BTreeMap::new() };
         let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
-        for look in looks.iter().filter(|look| look.pause().is_none()) {
+        for look in looks {
             let wish = |ledger: &mut Ledger| ledger.wish(look.spec, &look.observation, look.now);
-            let wish = self.with_ledger(&look.uid, look.model, look.replicas, wish);
+            let wish = guarded(look.model, || self.with_ledger(&look.uid, look.model, look.replicas, wish));
+            let Some(wish) = wish.filter(|_| look.pause().is_none()) else { continue };
             budget.claim(&look.uid, look.model, look.spec.min_replicas.unsigned_abs(), wish);
         }
         budget.quotas()
@@ -195,5 +204,34 @@ impl Autoscaler {
         if let Some(budget) = &self.budget {
             budget.lock().unwrap_or_else(PoisonError::into_inner).survey(models, &uids);
         }
+    }
+}
+
+/// Work for one model: `None` when it panics, so that the others are decided about all the same.
+fn guarded<T>(model: &ErnieModel, work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_or_else(|panic| tell_panic(model, panic.as_ref()), Some)
+}
+
+fn tell_panic<T>(model: &ErnieModel, panic: &(dyn Any + Send)) -> Option<T> {
+    let (name, namespace) = (model.name_any(), model.namespace().unwrap_or_default());
+    error!(model = %name, %namespace, panic = panic_text(panic), "a defect of the operator: please report it");
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_over_one_model_is_kept_from_the_others() {
+        let model: ErnieModel = serde_json::from_value(json!({
+            "apiVersion": "serving.ernie.io/v1alpha1", "kind": "ErnieModel", "metadata": {"name": "m"},
+            "spec": {"model": {"uri": "pvc://m"}},
+        }))
+        .expect("an ErnieModel");
+        assert_eq!(guarded(&model, || -> u8 { panic!("a defect") }), None);
+        assert_eq!(guarded(&model, || 7), Some(7));
     }
 }
