@@ -138,6 +138,10 @@ impl Autoscaler {
                 return None;
             }
         };
+        if self.context.findings.get(&uid).is_none() {
+            // Autoscaling is new here, or again: what an earlier one kept is not what the reconcile found.
+            self.ledgers.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+        }
         let now = self.context.moment();
         let policy = self.with_ledger(&uid, model, replicas, |ledger| ledger.policy(spec, now).ok().cloned());
         if let Some(policy) = policy {
