@@ -158,11 +158,20 @@ impl Autoscaler {
         let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
         for look in looks {
             let wish = |ledger: &mut Ledger| ledger.wish(look.spec, &look.observation, look.now);
-            let wish = guarded(look.model, || self.with_ledger(&look.uid, look.model, look.replicas, wish));
-            let Some(wish) = wish.filter(|_| look.pause().is_none()) else { continue };
-            budget.claim(&look.uid, look.model, look.spec.min_replicas.unsigned_abs(), wish);
+            let wish = match look.pause() {
+                Some(Pause::Suspended) => {
+                    budget.forget(&look.uid);
+                    continue;
+                }
+                // What nobody acts on takes no GPU.
+                Some(Pause::Paused) => None,
+                None if look.spec.advisory => None,
+                None => guarded(look.model, || self.with_ledger(&look.uid, look.model, look.replicas, wish)),
+            };
+            let current = look.replicas.unsigned_abs();
+            budget.claim(&look.uid, look.model, look.spec.min_replicas.unsigned_abs(), wish.unwrap_or(current));
         }
-        budget.quotas()
+        budget.quotas(|uid| self.context.findings.replicas(uid).map(i32::unsigned_abs))
     }
 
     /// Decides about one model: whether the finding is new.
@@ -206,7 +215,7 @@ impl Autoscaler {
         self.context.findings.retain(&uids);
         self.workers.forget_unseen();
         if let Some(budget) = &self.budget {
-            budget.lock().unwrap_or_else(PoisonError::into_inner).survey(models, &uids);
+            budget.lock().unwrap_or_else(PoisonError::into_inner).survey(models);
         }
     }
 }
