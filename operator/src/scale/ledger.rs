@@ -1,5 +1,7 @@
 //! What is kept of one model from decision to decision, and what is told of it: its status and two conditions.
 
+mod lasting;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -13,6 +15,7 @@ use super::spec::{self, SpecError};
 use super::step_cost::alone;
 use super::written::Written;
 use crate::api::{Autoscaling, AutoscalingStatus, DECISIONS, ScalingDecision};
+use lasting::Lasting;
 
 /// Silent workers that are named.
 const NAMED: usize = 3;
@@ -65,6 +68,8 @@ pub struct Ledger {
     inherited: bool,
     /// What was advised last, and when so many were last wanted.
     advised: Option<(u32, Moment)>,
+    infeasible: Lasting,
+    limited: Lasting,
 }
 
 /// A spec as it was read.
@@ -83,7 +88,8 @@ impl Ledger {
         let history = status.history.as_deref().map(History::restored).unwrap_or_default();
         let inherited = status.history.is_some();
         let written = Written::inherited(&history);
-        Self { policy: None, history, status, written, inherited, advised: None }
+        let (infeasible, limited) = Default::default();
+        Self { policy: None, history, status, written, inherited, advised: None, infeasible, limited }
     }
 
     /// The policy of a spec, which is read anew only when it is another.
@@ -123,8 +129,13 @@ impl Ledger {
         }
         let decision = decide(&observation, &policy, &self.history, now);
         let is_news = self.is_news(&policy, &decision, now);
-        let active = self.active(&policy, &decision, silent);
+        let mut active = self.active(&policy, &decision, silent);
+        if !decision.figures.blind {
+            active = self.infeasible.tell(active, decision.figures.infeasible);
+        }
         let limited = limited(&decision);
+        let is_limited = limited.status == Some(true);
+        let limited = self.limited.tell(limited, is_limited);
         self.enter(&policy, &decision, is_news, now);
         self.finding(active, limited)
     }
