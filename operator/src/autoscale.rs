@@ -107,11 +107,8 @@ impl Autoscaler {
     /// Looks at models once, at all of them at the same time: those whose finding is new.
     pub async fn tick(&self, models: &[&ErnieModel]) -> Vec<Trigger> {
         let started = Instant::now();
-        let looks = models.iter().map(|model| async {
-            let look = AssertUnwindSafe(self.look(model)).catch_unwind().await;
-            look.unwrap_or_else(|panic| tell_panic(model, panic.as_ref()))
-        });
-        let looks = join_all(looks).await.into_iter().flatten().collect::<Vec<_>>();
+        let looks = join_all(models.iter().map(|model| self.guarded_look(model))).await;
+        let looks = looks.into_iter().flatten().collect::<Vec<_>>();
         let quotas = self.quotas(&looks);
         let mut triggers = Vec::new();
         for look in looks {
@@ -124,6 +121,11 @@ impl Autoscaler {
         }
         self.context.metrics.autoscaler_tick_seconds.observe(started.elapsed().as_secs_f64());
         triggers
+    }
+
+    async fn guarded_look<'a>(&self, model: &'a ErnieModel) -> Option<Look<'a>> {
+        let look = AssertUnwindSafe(self.look(model)).catch_unwind().await;
+        look.unwrap_or_else(|panic| tell_panic(model, panic.as_ref()))
     }
 
     /// Asks the workers of one model that is to be decided about.
