@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// take no place from those that answer.
 const ASKED: usize = 256;
 const DOUBTFUL: usize = 64;
+/// Seconds in which a pod that is ready when it is first seen may have started.
+const YOUNG: f64 = 60.0;
 /// Ticks after which a pod that nobody speaks of is forgotten.
 const REMEMBERED: u32 = 12;
 
@@ -34,7 +36,7 @@ const REMEMBERED: u32 = 12;
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     /// When it became ready for the first time. For one that was ready when it was first seen and is older than this
-    /// autoscaler, the epoch: nothing tells when that was, and what it has counted since is no news.
+    /// autoscaler or than a minute, the epoch: nothing tells when that was, and what it has counted since is no news.
     pub(super) ready: Option<Moment>,
     /// Its last sample, however old.
     pub(super) sample: Option<Sample>,
@@ -66,8 +68,9 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(pod: &Replica, began: Moment) -> Self {
-        let is_older = pod.metadata.creation_timestamp.as_ref().is_none_or(|created| moment(created) <= began);
+    /// `since` is the time from which on every pod would have been seen while it started, but for a fast one.
+    fn new(pod: &Replica, since: Moment) -> Self {
+        let is_older = pod.metadata.creation_timestamp.as_ref().is_none_or(|created| moment(created) <= since);
         let ready = (pod.ready && is_older).then(Moment::default);
         let told = Told { ready, sample: None, process: 0, absence: Some(Absence::NotAsked) };
         Self { told, meter: Meter::default(), is_asked: false, is_slow: false, unseen: 0 }
@@ -105,8 +108,9 @@ impl Workers {
     /// Begins to ask one worker: a handle when it is worth waiting for.
     fn begin(&self, pod: &Arc<Replica>, expected: &Expected) -> Option<JoinHandle<()>> {
         let uid = pod.metadata.uid.clone()?;
+        let since = self.began.max(self.context.moment().after(-YOUNG));
         let mut pods = lock(&self.pods);
-        let watched = pods.entry(uid.clone()).or_insert_with(|| Watched::new(pod, self.began));
+        let watched = pods.entry(uid.clone()).or_insert_with(|| Watched::new(pod, since));
         watched.unseen = 0;
         if pod.ready && watched.told.ready.is_none() {
             watched.told.ready = pod.ready_since.as_ref().map(moment);
@@ -202,12 +206,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_pod_that_is_younger_than_the_autoscaler_has_counted_from_nothing() {
-        let began: Time = Time("2026-01-01T00:00:00Z".parse().expect("a time"));
+    fn only_a_young_pod_is_taken_at_its_ready_time_when_it_is_ready_at_first_sight() {
+        let since = Time("2026-01-01T00:00:00Z".parse().expect("a time"));
         let ready_of = |created: &str| {
             let mut pod = Replica { ready: true, ..Replica::default() };
             pod.metadata.creation_timestamp = Some(Time(created.parse().expect("a time")));
-            Watched::new(&pod, moment(&began)).told.ready
+            Watched::new(&pod, moment(&since)).told.ready
         };
         assert_eq!(ready_of("2025-12-31T23:59:59Z"), Some(Moment::default()));
         assert_eq!(ready_of("2026-01-01T00:00:01Z"), None, "its ready time is taken");
