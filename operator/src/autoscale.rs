@@ -10,20 +10,24 @@ mod observe;
 mod scrape;
 mod workers;
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use futures::future::join_all;
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use crate::api::{Autoscaling, ErnieModel};
 use crate::context::Context;
 use crate::observe::Trigger;
+use crate::reconcile::panic_text;
 use crate::scale::ledger::Pause;
 use crate::scale::{Finding, Ledger, Moment, Observation};
 use budget::Budget;
@@ -103,19 +107,25 @@ impl Autoscaler {
     /// Looks at models once, at all of them at the same time: those whose finding is new.
     pub async fn tick(&self, models: &[&ErnieModel]) -> Vec<Trigger> {
         let started = Instant::now();
-        let looks = join_all(models.iter().map(|model| self.look(model))).await;
+        let looks = join_all(models.iter().map(|model| self.guarded_look(model))).await;
         let looks = looks.into_iter().flatten().collect::<Vec<_>>();
         let quotas = self.quotas(&looks);
         let mut triggers = Vec::new();
         for look in looks {
             let quota = quotas.get(&look.uid).copied();
             let (name, namespace) = (look.model.name_any(), look.model.namespace().unwrap_or_default());
-            if self.decide(look, quota) {
+            let model = look.model;
+            if guarded(model, || self.decide(look, quota)).unwrap_or(false) {
                 triggers.push(ObjectRef::new(&name).within(&namespace));
             }
         }
         self.context.metrics.autoscaler_tick_seconds.observe(started.elapsed().as_secs_f64());
         triggers
+    }
+
+    async fn guarded_look<'a>(&self, model: &'a ErnieModel) -> Option<Look<'a>> {
+        let look = AssertUnwindSafe(self.look(model)).catch_unwind().await;
+        look.unwrap_or_else(|panic| tell_panic(model, panic.as_ref()))
     }
 
     /// Asks the workers of one model that is to be decided about.
@@ -130,6 +140,10 @@ impl Autoscaler {
                 return None;
             }
         };
+        if self.context.findings.get(&uid).is_none() {
+            // Autoscaling is new here, or again: what an earlier one kept is not what the reconcile found.
+            self.ledgers.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+        }
         let now = self.context.moment();
         let policy = self.with_ledger(&uid, model, replicas, |ledger| ledger.policy(spec, now).ok().cloned());
         if let Some(policy) = policy {
@@ -144,12 +158,22 @@ impl Autoscaler {
     fn quotas(&self, looks: &[Look<'_>]) -> BTreeMap<String, u32> {
         let Some(budget) = &self.budget else { return BTreeMap::new() };
         let mut budget = budget.lock().unwrap_or_else(PoisonError::into_inner);
-        for look in looks.iter().filter(|look| look.pause().is_none()) {
+        for look in looks {
             let wish = |ledger: &mut Ledger| ledger.wish(look.spec, &look.observation, look.now);
-            let wish = self.with_ledger(&look.uid, look.model, look.replicas, wish);
-            budget.claim(&look.uid, look.model, look.spec.min_replicas.unsigned_abs(), wish);
+            let wish = match look.pause() {
+                Some(Pause::Suspended) => {
+                    budget.forget(&look.uid);
+                    continue;
+                }
+                // What nobody acts on takes no GPU.
+                Some(Pause::Paused) => None,
+                None if look.spec.advisory => None,
+                None => guarded(look.model, || self.with_ledger(&look.uid, look.model, look.replicas, wish)),
+            };
+            let current = look.replicas.unsigned_abs();
+            budget.claim(&look.uid, look.model, look.spec.min_replicas.unsigned_abs(), wish.unwrap_or(current));
         }
-        budget.quotas()
+        budget.quotas(|uid| self.context.findings.replicas(uid).map(i32::unsigned_abs))
     }
 
     /// Decides about one model: whether the finding is new.
@@ -193,7 +217,36 @@ impl Autoscaler {
         self.context.findings.retain(&uids);
         self.workers.forget_unseen();
         if let Some(budget) = &self.budget {
-            budget.lock().unwrap_or_else(PoisonError::into_inner).survey(models, &uids);
+            budget.lock().unwrap_or_else(PoisonError::into_inner).survey(models);
         }
+    }
+}
+
+/// Work for one model: `None` when it panics, so that the others are decided about all the same.
+fn guarded<T>(model: &ErnieModel, work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_or_else(|panic| tell_panic(model, panic.as_ref()), Some)
+}
+
+fn tell_panic<T>(model: &ErnieModel, panic: &(dyn Any + Send)) -> Option<T> {
+    let (name, namespace) = (model.name_any(), model.namespace().unwrap_or_default());
+    error!(model = %name, %namespace, panic = panic_text(panic), "a defect of the operator: please report it");
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_over_one_model_is_kept_from_the_others() {
+        let model: ErnieModel = serde_json::from_value(json!({
+            "apiVersion": "serving.ernie.io/v1alpha1", "kind": "ErnieModel", "metadata": {"name": "m"},
+            "spec": {"model": {"uri": "pvc://m"}},
+        }))
+        .expect("an ErnieModel");
+        assert_eq!(guarded(&model, || -> u8 { panic!("a defect") }), None);
+        assert_eq!(guarded(&model, || 7), Some(7));
     }
 }

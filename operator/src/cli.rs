@@ -66,8 +66,8 @@ pub struct Run {
     #[arg(long, value_name = "N", env = "ERNIE_CONCURRENCY", default_value_t = 16,
         value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
-    /// GPUs that autoscaling may give to the workers of all models together, shared evenly where more are wanted. Without it,
-    /// as many as are wanted.
+    /// GPUs that autoscaling may give to the workers of all models together; what is free goes first to those that have the
+    /// fewest. Without it, as many as are wanted.
     #[arg(long, value_name = "N", env = "ERNIE_GPU_BUDGET")]
     pub gpu_budget: Option<u64>,
     /// Address for probes and metrics.

@@ -42,6 +42,7 @@ pub mod schedule;
 pub mod simulate;
 pub mod spec;
 pub mod step_cost;
+pub mod written;
 
 pub use allocate::{Claim, allocate};
 pub use decide::decide;

@@ -55,7 +55,7 @@ pub const NAME_RULE_MESSAGE: &str = "metadata.name must be at most 40 characters
     validation = Rule::new(
         "!has(self.autoscaling) || !has(oldSelf.autoscaling) || self.replicas == oldSelf.replicas").message(
         "spec.autoscaling decides on the number of workers, and replicas was only the first: change \
-         autoscaling.minReplicas or autoscaling.maxReplicas, or remove autoscaling"),
+         autoscaling.minReplicas or autoscaling.maxReplicas, or remove autoscaling, or leave replicas as it was"),
     validation = Rule::new("!has(self.autoscaling) || self.replicas >= 1").message(
         "spec.replicas is 0 and spec.autoscaling needs a worker to measure: set replicas to 1, or remove autoscaling"),
 )]

@@ -18,6 +18,8 @@ const LONGEST_SWING: f64 = 120.0;
 const SURPLUS_REST: f64 = 60.0;
 /// Seconds after a change of leader in which nothing goes: what happened meanwhile has not been heard.
 const RESUMED_REST: f64 = 15.0;
+/// Polling intervals without a decision that are no gap yet.
+const NO_GAP: f64 = 3.0;
 /// Part of the cache that may be in use after a decrease.
 const RESIDENT_SHARE: f64 = 0.9;
 
@@ -25,6 +27,14 @@ const RESIDENT_SHARE: f64 = 0.9;
 pub fn decide(observation: &Observation, policy: &Policy, history: &History, now: Moment) -> Decision {
     let mut next = history.clone();
     let elapsed = history.decided.map_or(0.0, |decided| now.since(decided).max(0.0));
+    if history.decided.is_some_and(|decided| decided > now) {
+        next.set_back(now);
+    }
+    // What was recommended before a gap as long as the window says nothing of now: a whole window is to be seen again.
+    let window = policy.behavior.scale_down.stabilization_window.unwrap_or(history.down_window.seconds);
+    if elapsed > window.max(NO_GAP * policy.polling_interval) {
+        next.began = None;
+    }
 
     // 1. What may be believed.
     let fresh = fresh(observation, policy, &mut next, now);
@@ -123,8 +133,11 @@ pub fn decide(observation: &Observation, policy: &Policy, history: &History, now
         let change = change.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
         next.push_event(ScaleEvent { at: now, change });
     }
-    next.down_window.learn(observation.current, desired, lead_time, elapsed, now);
-    next.decided = Some(history.decided.map_or(now, |decided| decided.max(now)));
+    // Advice that nobody follows is no replica given up or wanted back.
+    if !policy.advisory {
+        next.down_window.learn(observation.current, desired, lead_time, elapsed, now);
+    }
+    next.decided = Some(now);
     Decision { desired, reason, figures, history: next }
 }
 

@@ -59,6 +59,11 @@ impl DownWindow {
         self.stretches.drain(..old.max(excess));
     }
 
+    /// Forgets what was recommended after a moment: the clock was set back to it.
+    pub fn forget_after(&mut self, now: Moment) {
+        self.stretches.retain(|stretch| stretch.0 <= now);
+    }
+
     /// The highest recommendation for a decrease in the last `seconds`.
     pub fn highest(&self, seconds: f64, now: Moment) -> u32 {
         self.within(seconds, now).map(|stretch| stretch.1).max().unwrap_or(0)

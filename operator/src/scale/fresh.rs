@@ -8,6 +8,8 @@ use super::policy::Policy;
 
 /// Intervals after which a sample is stale.
 const STALE_INTERVALS: f64 = 3.0;
+/// Seconds by which a time of Kubernetes may be too early: it has no fractions.
+const WHOLE_SECOND: f64 = 1.0;
 
 /// What one replica did between two samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -165,7 +167,7 @@ fn watch_front_door(
 /// A replica that became ready since the last decision has counted from nothing.
 fn first_cursor(replica: &Replica, history: &History) -> Option<Cursor> {
     let ready = replica.ready?;
-    let is_new = history.decided.is_some_and(|decided| ready > decided);
+    let is_new = history.decided.is_some_and(|decided| ready.after(WHOLE_SECOND) > decided);
     is_new.then(|| Cursor { id: replica.id, sample: Sample { at: ready, ..Sample::default() } })
 }
 

@@ -20,7 +20,7 @@ const EVENTS: usize = 32;
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct History {
-    /// When the first decision was made.
+    /// When the first decision was made, or the first after a gap longer than the down window.
     pub began: Option<Moment>,
     /// When the last decision was made.
     pub decided: Option<Moment>,
@@ -111,6 +111,21 @@ impl History {
         if self.decided.is_none_or(|decided| now.since(decided) > WINDOW) {
             self.budget.burn = 0.0;
         }
+    }
+
+    /// Goes on after a clock that was set back: nothing lies ahead of it, and a whole down window is to be seen again.
+    pub(super) fn set_back(&mut self, now: Moment) {
+        let past = |at: &Moment| *at <= now;
+        self.began = None;
+        self.decided = Some(now);
+        self.heard = self.heard.map(|heard| heard.min(now));
+        self.resumed = self.resumed.filter(past);
+        self.surplus = self.surplus.filter(past);
+        self.demand.entries.retain(|entry| past(&entry.to));
+        self.down_window.forget_after(now);
+        self.events.iter_mut().for_each(|event| event.at = event.at.min(now));
+        self.cursors.retain(|cursor| past(&cursor.sample.at));
+        self.front_door = self.front_door.filter(|door| past(&door.at));
     }
 
     /// Whether it holds what a successor should know, besides times: requests of late.

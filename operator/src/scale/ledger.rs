@@ -1,5 +1,7 @@
 //! What is kept of one model from decision to decision, and what is told of it: its status and two conditions.
 
+mod lasting;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -11,10 +13,10 @@ use super::observation::Observation;
 use super::policy::Policy;
 use super::spec::{self, SpecError};
 use super::step_cost::alone;
+use super::written::Written;
 use crate::api::{Autoscaling, AutoscalingStatus, DECISIONS, ScalingDecision};
+use lasting::Lasting;
 
-/// Seconds between two writes of what has been learnt while nothing is decided: learnt parameters change slowly.
-pub const PERSIST: f64 = 30.0;
 /// Silent workers that are named.
 const NAMED: usize = 3;
 
@@ -61,10 +63,13 @@ pub struct Ledger {
     policy: Option<Read>,
     history: History,
     status: AutoscalingStatus,
-    written: Option<Moment>,
+    written: Written,
     /// Another process left the history, and this one has not decided yet.
     inherited: bool,
-    advised: Option<u32>,
+    /// What was advised last, and when so many were last wanted.
+    advised: Option<(u32, Moment)>,
+    infeasible: Lasting,
+    limited: Lasting,
 }
 
 /// A spec as it was read.
@@ -82,7 +87,9 @@ impl Ledger {
         status.desired_replicas = replicas;
         let history = status.history.as_deref().map(History::restored).unwrap_or_default();
         let inherited = status.history.is_some();
-        Self { policy: None, history, status, written: None, inherited, advised: None }
+        let written = Written::inherited(&history);
+        let (infeasible, limited) = Default::default();
+        Self { policy: None, history, status, written, inherited, advised: None, infeasible, limited }
     }
 
     /// The policy of a spec, which is read anew only when it is another.
@@ -118,14 +125,18 @@ impl Ledger {
             }
         };
         if std::mem::take(&mut self.inherited) {
-            // Written down again once there is something new.
             self.history.resume(now);
-            self.written = Some(now);
         }
         let decision = decide(&observation, &policy, &self.history, now);
-        let active = self.active(&policy, &decision, silent);
+        let is_news = self.is_news(&policy, &decision, now);
+        let mut active = self.active(&policy, &decision, silent);
+        if !decision.figures.blind {
+            active = self.infeasible.tell(active, decision.figures.infeasible);
+        }
         let limited = limited(&decision);
-        self.enter(&policy, &decision, now);
+        let is_limited = limited.status == Some(true);
+        let limited = self.limited.tell(limited, is_limited);
+        self.enter(&policy, &decision, is_news, now);
         self.finding(active, limited)
     }
 
@@ -150,12 +161,31 @@ impl Ledger {
         Finding { status: self.status.clone(), active, limited }
     }
 
+    /// Whether a decision is to be told. Nobody follows advice, so it would go up and down with the load: more than was
+    /// advised is news when it exceeds the tolerance, and less when no more was wanted for a down window.
+    fn is_news(&mut self, policy: &Policy, decision: &Decision, now: Moment) -> bool {
+        let Figures { current, tolerance_up, tolerance_down, down_window, .. } = decision.figures;
+        let desired = decision.desired;
+        if !policy.advisory {
+            self.advised = None;
+            return desired != current;
+        }
+        let (last, since) = self.advised.unwrap_or((current, now));
+        let is_more = f64::from(desired) > f64::from(last) * (1.0 + tolerance_up);
+        let is_less = f64::from(desired) < f64::from(last) * (1.0 - tolerance_down);
+        let is_first = self.advised.is_none() && desired != current;
+        if is_first || is_more || (is_less && now.since(since) >= down_window) {
+            self.advised = (desired != current).then_some((desired, now));
+            return desired != current;
+        }
+        if let Some((_, since)) = self.advised.as_mut().filter(|_| !is_less) {
+            *since = now;
+        }
+        false
+    }
+
     /// Takes a decision in: history, and what the status says of it.
-    fn enter(&mut self, policy: &Policy, decision: &Decision, now: Moment) {
-        let current = u32::try_from(self.status.desired_replicas).unwrap_or(0);
-        let changes = decision.desired != current;
-        let is_news = changes && !(policy.advisory && self.advised == Some(decision.desired));
-        self.advised = (policy.advisory && changes).then_some(decision.desired);
+    fn enter(&mut self, policy: &Policy, decision: &Decision, is_news: bool, now: Moment) {
         self.history = decision.history.clone();
         if is_news {
             self.record(decision, now);
@@ -164,12 +194,10 @@ impl Ledger {
                 self.status.last_scale_time = time(now);
             }
         }
-        let first = self.status.history.is_none() && self.history.began.is_some();
-        let due = self.written.is_none_or(|written| now.since(written) >= PERSIST) && self.history.is_busy();
-        if is_news || first || due {
+        if is_news || self.written.is_due(decision, now) {
             let text = self.history.persisted();
             self.status.history = (text.len() <= PERSISTED_BYTES).then_some(text);
-            self.written = Some(now);
+            self.written = Written::now(decision, now);
         }
     }
 
@@ -208,10 +236,9 @@ impl Ledger {
             return Verdict::new(Some(false), "SLOInfeasible", self.infeasible(policy, decision));
         }
         if policy.advisory {
-            let wish = if decision.desired == current {
-                format!("{current} replicas are what it would ask for")
-            } else {
-                format!("it would ask for {} replicas, {current} stay", decision.desired)
+            let wish = match self.advised {
+                None => format!("{current} replicas are what it would ask for"),
+                Some((advised, _)) => format!("it would ask for {advised} replicas, {current} stay"),
             };
             let message = format!("autoscaling.advisory is true: {wish}; set it to false to act");
             return Verdict::new(Some(false), "Advisory", message);

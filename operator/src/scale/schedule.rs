@@ -67,6 +67,10 @@ impl Schedule {
         if text.split_ascii_whitespace().count() != 5 {
             return Err(refused("there must be five fields".to_owned()));
         }
+        // The parser takes an empty part for nothing, and then looks for a time that never comes.
+        if text.split_ascii_whitespace().flat_map(|field| field.split(',')).any(str::is_empty) {
+            return Err(refused("a list has an empty part: write a value on both sides of each comma".to_owned()));
+        }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let cron = parser.parse(text).map_err(|error| refused(error.to_string()))?;
         let found = TimeZoneDatabase::bundled().get(zone).map_err(|_| ScheduleError::Zone(zone.to_owned()))?;
@@ -177,6 +181,9 @@ mod tests {
             |text: &str, zone: &str, seconds| Schedule::new(text, zone, seconds, 1).expect_err("refused").to_string();
         assert!(error("0 8 * *", "UTC", 60.0).contains("five fields"));
         assert!(error("0 25 * * *", "UTC", 60.0).contains("cron expression"));
+        for text in [", * * * *", "0, 8 * * *", "0 8,,9 * * *", "0 8 * * ,1"] {
+            assert!(error(text, "UTC", 60.0).contains("empty part"), "{text}");
+        }
         assert!(error("0 0 31 2 *", "UTC", 60.0).contains("no time that ever comes"));
         assert!(error("0 8 * * *", "Mars/Olympus", 60.0).contains("Asia/Shanghai"));
         assert!(error("0 8 * * *", "UTC", f64::NAN).contains("7 days"));

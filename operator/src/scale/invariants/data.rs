@@ -70,6 +70,28 @@ proptest! {
     }
 
     #[test]
+    fn a_clock_that_is_set_back_hides_no_load(fleet in fleets(), ticks in 1..60_u32, back in 10.0..500.0_f64) {
+        let policy = policy(100);
+        let sustained = |back: f64| {
+            let (mut history, start) = fleet.history(&policy, ticks, false);
+            let mut sustained = 0.0;
+            for tick in 1..=40 {
+                let now = start + 5.0 * f64::from(tick);
+                let at = Moment::from_seconds(now - back);
+                let mut observation = fleet.observe(fleet.loads.len() as u32, now);
+                for replica in &mut observation.replicas {
+                    replica.sample = replica.sample.map(|sample| Sample { at, ..sample });
+                }
+                let decision = decide(&observation, &policy, &history, at);
+                (sustained, history) = (decision.figures.sustained, decision.history);
+            }
+            sustained
+        };
+        let (straight, bent) = (sustained(0.0), sustained(back));
+        prop_assert!((bent - straight).abs() <= 0.1 * straight + 0.05, "{straight} {bent}");
+    }
+
+    #[test]
     fn one_replica_of_several_that_lies_moves_the_answer_by_little(
         load in 0.05..1.2_f64, count in 4..9_usize, ticks in 15..40_u32, sample in hostile_samples(), current in 3..12_u32,
     ) {

@@ -111,25 +111,29 @@ proptest! {
 
     #[test]
     fn a_takeover_gives_nothing_up_for_one_down_window(
-        rates in prop::collection::vec(0.0..40.0_f64, 4), at in 40..80_u32, gap in 1..6_u32,
+        rates in prop::collection::vec(0.0..40.0_f64, 5), at in 40..60_u32, gap in prop_oneof![1..6_u32, 24..80_u32],
     ) {
         let policy = policy(60);
         let fleet = |rate: f64| Fleet { loads: vec![rate / 8.0; 8], waiting: 0.0, prompt: 2000.0, output: 200.0 };
-        let mut history = History::default();
-        let mut current = 8;
-        for tick in 0..80_u32 {
+        let (mut history, mut current) = (History::default(), 8);
+        let mut heir = None;
+        for tick in (0..200_u32).filter(|tick| !(at..at + gap).contains(tick)) {
             let now = Moment::from_seconds(START + f64::from(tick) * 5.0);
-            let fleet = fleet(rates[(tick / 20) as usize]);
-            if (at..at + gap).contains(&tick) {
-                continue;
-            }
-            let mut observation = fleet.observe(current, START + f64::from(tick) * 5.0);
-            observation.replicas.iter_mut().for_each(|replica| replica.id += 100 * u128::from(tick / 20));
+            let mut observation = fleet(rates[(tick / 40) as usize]).observe(current, START + f64::from(tick) * 5.0);
+            observation.replicas.iter_mut().for_each(|replica| replica.id += 100 * u128::from(tick / 40));
             let unbroken = decide(&observation, &policy, &history, now);
             if tick == at + gap {
-                let restored = History::restored(&history.persisted());
-                let taken_over = decide(&observation, &policy, &restored, now);
-                prop_assert!(taken_over.desired >= unbroken.desired.min(current), "{unbroken}\n{taken_over}");
+                heir = Some((current, History::restored(&history.persisted()), unbroken.figures.down_window));
+            }
+            if let Some((replicas, history, window)) = heir.take() {
+                let observation = Observation { current: replicas, ..observation.clone() };
+                let decision = decide(&observation, &policy, &history, now);
+                let least = if tick == at + gap { unbroken.desired.min(replicas) } else { 0 };
+                prop_assert!(decision.desired >= least, "{unbroken}\n{decision}");
+                let (away, ago) = (5.0 * f64::from(gap + 1), 5.0 * f64::from(tick - at - gap));
+                let holds = away > window && ago < decision.figures.down_window.min(window);
+                prop_assert!(!holds || decision.desired >= replicas, "{away} s away, {ago} s ago: {decision}");
+                heir = Some((decision.desired, decision.history, window));
             }
             (current, history) = (unbroken.desired, unbroken.history);
         }

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 use super::world::Recent;
 use crate::scale::decide;
-use crate::scale::decision::Reason;
+use crate::scale::decision::{Decision, Reason};
 use crate::scale::history::History;
-use crate::scale::ledger::PERSIST;
 use crate::scale::moment::Moment;
 use crate::scale::observation::Observation;
 use crate::scale::policy::Policy;
+use crate::scale::written::Written;
 
 /// What a rule sees.
 #[derive(Debug)]
@@ -68,6 +68,14 @@ impl Ours {
         Self { takeover, ..self }
     }
 
+    fn decide(&mut self, view: &View<'_>) -> Decision {
+        let decision = decide(view.observation, &self.policy, &self.history, Moment::from_seconds(view.now));
+        let changes = decision.desired != view.observation.current;
+        self.reason = (self.explains && changes).then(|| (decision.reason, decision.to_string()));
+        self.history = decision.history.clone();
+        decision
+    }
+
     /// What it has learnt.
     pub fn history(&self) -> &History {
         &self.history
@@ -79,38 +87,39 @@ impl Ours {
 pub struct Mortal {
     inner: Ours,
     kept: String,
-    written: f64,
+    written: Written,
     lives: u64,
 }
 
 impl Mortal {
     /// A loop whose controller dies as its takeover says.
     pub fn new(inner: Ours) -> Self {
-        Self { inner, kept: String::new(), written: f64::NEG_INFINITY, lives: 0 }
+        Self { inner, kept: String::new(), written: Written::default(), lives: 0 }
     }
 }
 
 impl Scaler for Mortal {
     fn tick(&mut self, view: &View<'_>) -> u32 {
         let Some(takeover) = self.inner.takeover else { return self.inner.tick(view) };
+        let now = Moment::from_seconds(view.now);
         let life = (view.now / takeover.every) as u64;
         if life != self.lives {
             if view.now - life as f64 * takeover.every < takeover.gap {
                 return view.observation.current;
             }
             self.lives = life;
-            self.inner.history = History::restored(&self.kept);
+            let mut history = History::restored(&self.kept);
+            self.written = Written::inherited(&history);
+            history.resume(now);
+            self.inner.history = history;
         }
-        let desired = self.inner.tick(view);
+        let decision = self.inner.decide(view);
         // As a ledger does.
-        let history = &self.inner.history;
-        let first = self.kept.is_empty() && history.began.is_some();
-        let due = view.now - self.written >= PERSIST && history.is_busy();
-        if desired != view.observation.current || first || due {
-            self.kept = self.inner.history.persisted();
-            self.written = view.now;
+        if decision.desired != view.observation.current || self.written.is_due(&decision, now) {
+            self.kept = decision.history.persisted();
+            self.written = Written::now(&decision, now);
         }
-        desired
+        decision.desired
     }
 
     fn explain(&self) -> Option<(Reason, String)> {
@@ -124,11 +133,7 @@ impl Scaler for Ours {
     }
 
     fn tick(&mut self, view: &View<'_>) -> u32 {
-        let decision = decide(view.observation, &self.policy, &self.history, Moment::from_seconds(view.now));
-        let changes = decision.desired != view.observation.current;
-        self.reason = (self.explains && changes).then(|| (decision.reason, decision.to_string()));
-        self.history = decision.history;
-        decision.desired
+        self.decide(view).desired
     }
 
     fn explain(&self) -> Option<(Reason, String)> {
