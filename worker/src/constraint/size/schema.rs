@@ -58,7 +58,7 @@ fn collect<'a>(value: &'a Value, objects: &mut Vec<&'a Value>) {
     }
 }
 
-/// What decides how large a schema becomes together with another one. Each is an upper bound.
+/// What decides how large a schema becomes together with another one. Each is estimated from above; what recurs counts once.
 #[derive(Clone, Copy, Debug)]
 struct Measure {
     /// Parts, all together.
@@ -241,8 +241,8 @@ impl<'a> Schemas<'a> {
         let is_meant = |value: &&&'a Value| {
             let named = |key: &str| value.get(key).and_then(Value::as_str);
             let anchors = ["$anchor", "$dynamicAnchor"].iter().any(|key| named(key) == Some(pointer.as_str()));
-            let ids = ["$id", "id"].iter().filter_map(|key| named(key)?.split_once('#'));
-            anchors || ids.into_iter().any(|(_, anchor)| anchor == pointer)
+            let mut ids = ["$id", "id"].iter().filter_map(|key| named(key)?.split_once('#'));
+            anchors || ids.any(|(_, anchor)| anchor == pointer)
         };
         self.objects.iter().filter(is_meant).copied().collect()
     }
