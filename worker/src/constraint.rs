@@ -4,7 +4,8 @@
 //! remembers the last few; a [`Grammar`] starts a [`Guide`] for each answer. The work on masks is done on threads of its
 //! own, from the moment a token is chosen, beside the next forward pass; the engine waits for it when it samples.
 //!
-//! - `vocabulary`: the tokenizer's pieces as llguidance's trie; `compile`: text to grammar, within limits;
+//! - `vocabulary`: the tokenizer's pieces as llguidance's trie; `compile`: text to grammar, within limits; `size`: the limits
+//!   that llguidance checks too late; `turns`: how much is compiled at once;
 //! - `matcher`: one place in one answer; `pool`: the threads; `answer`: the guide of one answer;
 //! - `thinking`: where the reasoning of a thinking model ends, which no grammar narrows.
 
@@ -12,11 +13,13 @@ mod answer;
 mod compile;
 mod matcher;
 mod pool;
+mod size;
 mod thinking;
+mod turns;
 mod vocabulary;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::Guide;
@@ -25,6 +28,7 @@ use answer::Answer;
 use compile::compile;
 use matcher::{Matcher, Place};
 use pool::Pool;
+use turns::Turns;
 use vocabulary::Vocabulary;
 
 /// The longest JSON Schema or grammar, and all choices together, in bytes.
@@ -64,10 +68,19 @@ impl Constraint {
     }
 }
 
-/// Why a constraint is refused. A sentence for the caller, to stand behind the name of the field.
+/// Why a constraint is not followed. A sentence for the caller.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConstraintError(pub String);
+pub enum ConstraintError {
+    /// It makes no sense, is too large, or allows no answer. The sentence stands behind the name of the field.
+    #[error("{0}")]
+    Refused(String),
+    /// The server could not, whatever was asked for.
+    #[error("{0}")]
+    Failed(String),
+    /// Too many others are being compiled.
+    #[error("the server is compiling as many constraints as it can; retry")]
+    Busy,
+}
 
 /// Hears how long the work took. Called on the threads that do it, so it must not block.
 pub trait Observer: Send + Sync + 'static {
@@ -93,58 +106,84 @@ pub struct Grammars {
     vocab: usize,
     eos: Arc<[u32]>,
     /// Built for the first grammar: most servers never see one.
-    vocabulary: OnceLock<Result<Arc<Vocabulary>, ConstraintError>>,
-    pool: OnceLock<Result<Arc<Pool>, ConstraintError>>,
+    vocabulary: Mutex<Option<Arc<Vocabulary>>>,
+    pool: Mutex<Option<Arc<Pool>>>,
     observer: Arc<dyn Observer>,
-    /// The latest last. Held while something is compiled, so that the memory for it is taken once.
+    turns: Turns,
+    /// The latest last.
     remembered: Mutex<VecDeque<(blake3::Hash, Arc<Grammar>)>>,
 }
 
 impl Grammars {
     /// For a model with so many logits, whose answers end with the tokens `eos`.
     pub fn new(tokenizer: Arc<Tokenizer>, vocab: usize, eos: Arc<[u32]>, observer: Arc<dyn Observer>) -> Self {
-        let (vocabulary, pool, remembered) = (OnceLock::new(), OnceLock::new(), Mutex::default());
-        Self { tokenizer, vocab, eos, vocabulary, pool, observer, remembered }
+        let (vocabulary, pool, remembered) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { tokenizer, vocab, eos, vocabulary, pool, observer, turns: Turns::default(), remembered }
     }
 
-    /// Compiles a constraint, or remembers it. Takes milliseconds and up to a second, the first time longer.
+    /// Compiles a constraint, or remembers it. Takes milliseconds and up to a second, the first time longer, and waits while
+    /// others are compiled.
     ///
     /// # Errors
-    /// [`ConstraintError`] when it makes no sense, is too complex, or allows no answer.
+    /// [`ConstraintError`] when it makes no sense, is too large, allows no answer, or too many others wait.
     pub fn compile(&self, constraint: &Constraint) -> Result<Arc<Grammar>, ConstraintError> {
         if self.eos.is_empty() {
             let sentence = "this model names no end-of-sequence token with which a constrained answer could end";
-            return Err(ConstraintError(sentence.to_owned()));
+            return Err(ConstraintError::Refused(sentence.to_owned()));
         }
         let key = key(constraint);
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = remembered.iter().position(|(known, _)| *known == key)
-            && let Some(found) = remembered.remove(at)
-        {
-            remembered.push_back(found);
-        } else {
-            let begun = Instant::now();
-            let grammar = Arc::new(self.compile_afresh(constraint)?);
-            self.observer.compiled(begun.elapsed());
-            while remembered.len() >= REMEMBERED {
-                remembered.pop_front();
-            }
-            remembered.push_back((key, grammar));
+        if let Some(grammar) = self.recall(key) {
+            return Ok(grammar);
         }
-        remembered.back().map(|(_, grammar)| Arc::clone(grammar)).ok_or_else(|| unexpected("nothing was compiled"))
+        let _turn = self.turns.take().ok_or(ConstraintError::Busy)?;
+        // Another request may have asked for the same meanwhile.
+        if let Some(grammar) = self.recall(key) {
+            return Ok(grammar);
+        }
+        let begun = Instant::now();
+        let grammar = Arc::new(self.compile_afresh(constraint)?);
+        self.observer.compiled(begun.elapsed());
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        while remembered.len() >= REMEMBERED {
+            remembered.pop_front();
+        }
+        remembered.push_back((key, Arc::clone(&grammar)));
+        Ok(grammar)
+    }
+
+    fn recall(&self, key: blake3::Hash) -> Option<Arc<Grammar>> {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = remembered.iter().position(|(known, _)| *known == key)?;
+        let found = remembered.remove(at)?;
+        let grammar = Arc::clone(&found.1);
+        remembered.push_back(found);
+        Some(grammar)
     }
 
     fn compile_afresh(&self, constraint: &Constraint) -> Result<Grammar, ConstraintError> {
-        let pool = self.pool.get_or_init(|| Pool::start().map(Arc::new)).clone()?;
         // What clients send decides how deep the work recurses.
-        let work = || -> Result<_, ConstraintError> {
-            let build = || Vocabulary::new(&self.tokenizer, self.vocab, &self.eos).map(Arc::new);
-            let vocabulary = self.vocabulary.get_or_init(build).clone()?;
+        on_a_large_stack(|| {
+            size::check(constraint)?;
+            let pool = built(&self.pool, Pool::start)?;
+            let vocabulary = built(&self.vocabulary, || Vocabulary::new(&self.tokenizer, self.vocab, &self.eos))?;
             let (matcher, first) = compile(&vocabulary, constraint)?;
             Ok(Grammar { matcher, first, vocabulary, pool, observer: Arc::clone(&self.observer) })
-        };
-        on_a_large_stack(work)
+        })
     }
+}
+
+/// What is made once, and again only when that failed.
+fn built<T>(
+    place: &Mutex<Option<Arc<T>>>,
+    make: impl FnOnce() -> Result<T, ConstraintError>,
+) -> Result<Arc<T>, ConstraintError> {
+    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(there) = &*place {
+        return Ok(Arc::clone(there));
+    }
+    let made = Arc::new(make()?);
+    *place = Some(Arc::clone(&made));
+    Ok(made)
 }
 
 impl std::fmt::Debug for Grammars {
@@ -170,7 +209,10 @@ impl Grammar {
     /// # Errors
     /// [`ConstraintError`] when those tokens are not what the constraint allows.
     pub fn start(self: &Arc<Self>, thinks: bool, emitted: &[u32]) -> Result<Box<dyn Guide>, ConstraintError> {
-        Ok(Box::new(Answer::new(Arc::clone(self), thinks, emitted)?))
+        let start = || Answer::new(Arc::clone(self), thinks, emitted);
+        // Going through what was emitted recurses as deep as answering does, for which the caller's stack may be too small.
+        let answer = if emitted.is_empty() { start()? } else { on_a_large_stack(start)? };
+        Ok(Box::new(answer))
     }
 }
 
@@ -181,12 +223,12 @@ fn on_a_large_stack<T: Send>(work: impl FnOnce() -> Result<T, ConstraintError> +
         let builder = std::thread::Builder::new().name("ernie-grammar".to_owned()).stack_size(STACK);
         let thread = builder.spawn_scoped(scope, work);
         let thread = thread.map_err(|error| unexpected(&format!("the system gave no thread: {error}")))?;
-        thread.join().unwrap_or_else(|_panic| Err(unexpected("the compiler of grammars failed on it")))
+        thread.join().unwrap_or_else(|_panic| Err(unexpected("the interpreter of grammars failed on it")))
     })
 }
 
 fn unexpected(what: &str) -> ConstraintError {
-    ConstraintError(format!("cannot be compiled: {what}"))
+    ConstraintError::Failed(format!("the constraint cannot be followed: {what}"))
 }
 
 fn key(constraint: &Constraint) -> blake3::Hash {

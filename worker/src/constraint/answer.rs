@@ -10,6 +10,9 @@ use super::thinking::Reasoning;
 use super::{ConstraintError, Grammar};
 use crate::engine::{Guide, GuideError, Next};
 
+/// Tokens of a resumed answer between two looks at what may come next. The work between two looks is limited.
+const PIECE: usize = 16;
+
 /// Follows one answer.
 pub(super) struct Answer {
     grammar: Arc<Grammar>,
@@ -40,18 +43,7 @@ impl Answer {
                 reasoning = None;
             }
         }
-        let (mut matcher, mut place) = (grammar.matcher.fork(), grammar.first.clone());
-        let said = &emitted[thought..];
-        if !said.is_empty() {
-            let fits = matcher.allows(said);
-            if fits < said.len() {
-                let at = thought + fits;
-                let sentence = format!("has at {at} the token {}, which the constraint does not allow", said[fits]);
-                return Err(ConstraintError(sentence));
-            }
-            let moved = matcher.advance(said).and_then(|()| matcher.look(&grammar.vocabulary));
-            place = moved.map_err(|error| ConstraintError(format!("cannot be gone on with: {error}")))?;
-        }
+        let (matcher, place) = go_on(&grammar, thought, &emitted[thought..])?;
         Ok(Self { grammar, reasoning, state: State::At(matcher, place) })
     }
 
@@ -71,6 +63,38 @@ impl Answer {
             Err(_gone) => State::lost("the grammar's interpreter failed"),
         };
     }
+}
+
+/// The place behind tokens that an answer said after it `thought` so many.
+fn go_on(grammar: &Grammar, thought: usize, said: &[u32]) -> Result<(Matcher, Place), ConstraintError> {
+    if let Some(there) = hurry(grammar, said) {
+        return Ok(there);
+    }
+    // Token by token, as it was written, it takes no more work at a step than then.
+    let (mut matcher, mut place) = (grammar.matcher.fork(), grammar.first.clone());
+    for (at, &token) in said.iter().enumerate() {
+        if !place.allows(token) {
+            let at = thought + at;
+            let sentence = format!("has at {at} the token {token}, which the constraint does not allow");
+            return Err(ConstraintError::Refused(sentence));
+        }
+        let moved = matcher.advance(&[token]).and_then(|()| matcher.look(&grammar.vocabulary));
+        place = moved.map_err(|error| ConstraintError::Refused(format!("cannot be gone on with: {error}")))?;
+    }
+    Ok((matcher, place))
+}
+
+/// The same in long steps; `None` when one goes wrong, for whatever reason.
+fn hurry(grammar: &Grammar, said: &[u32]) -> Option<(Matcher, Place)> {
+    let (mut matcher, mut place) = (grammar.matcher.fork(), grammar.first.clone());
+    for piece in said.chunks(PIECE) {
+        if !matcher.allows(piece) {
+            return None;
+        }
+        matcher.advance(piece).ok()?;
+        place = matcher.look(&grammar.vocabulary).ok()?;
+    }
+    Some((matcher, place))
 }
 
 impl State {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::matcher::{Matcher, Place};
 use super::vocabulary::Vocabulary;
-use super::{Constraint, ConstraintError};
+use super::{Constraint, ConstraintError, size};
 
 /// White space between the parts of JSON: a space, or a new line and its indentation. A model that likes white space must
 /// not go on with it for ever.
@@ -15,7 +15,7 @@ const DETAILS: [usize; 2] = [100, 160];
 
 /// Compiles a constraint: a matcher at its beginning, and what may come there.
 pub(super) fn compile(vocabulary: &Vocabulary, constraint: &Constraint) -> Result<(Matcher, Place), ConstraintError> {
-    let refused = |error: &dyn std::fmt::Display| ConstraintError(refusal(constraint, &error.to_string()));
+    let refused = |error: &dyn std::fmt::Display| ConstraintError::Refused(refusal(constraint, &error.to_string()));
     let parser = vocabulary.factory.create_parser(grammar(constraint)?).map_err(|error| refused(&error))?;
     let mut matcher = Matcher::new(parser);
     match matcher.look(vocabulary).map_err(|error| refused(&error))? {
@@ -26,7 +26,11 @@ pub(super) fn compile(vocabulary: &Vocabulary, constraint: &Constraint) -> Resul
 
 fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> {
     Ok(match constraint {
-        Constraint::JsonSchema(text) => TopLevelGrammar::from_json_schema(with_options(schema(text)?)),
+        Constraint::JsonSchema(text) => {
+            let schema = schema(text)?;
+            size::schema(&schema)?;
+            TopLevelGrammar::from_json_schema(with_options(schema))
+        }
         Constraint::JsonObject => TopLevelGrammar::from_json_schema(with_options(json!({"type": "object"}))),
         Constraint::Regex(text) => TopLevelGrammar::from_regex(unanchored(text)),
         Constraint::Grammar(text) => TopLevelGrammar::from_lark(text.clone()),
@@ -39,7 +43,7 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
 
 fn schema(text: &str) -> Result<Value, ConstraintError> {
     let schema: Value = serde_json::from_str(text)
-        .map_err(|error| ConstraintError(format!("is no JSON: {error}; send a JSON Schema as JSON text")))?;
+        .map_err(|error| ConstraintError::Refused(format!("is no JSON: {error}; send a JSON Schema as JSON text")))?;
     match schema {
         Value::Bool(true) => Ok(json!({})),
         Value::Object(_) => Ok(schema),
@@ -51,7 +55,7 @@ fn schema(text: &str) -> Result<Value, ConstraintError> {
                 Value::Bool(_) => "false, which no answer fits",
                 _ => "null",
             };
-            Err(ConstraintError(format!("is {kind}; send a JSON Schema, which is an object")))
+            Err(ConstraintError::Refused(format!("is {kind}; send a JSON Schema, which is an object")))
         }
     }
 }

@@ -16,6 +16,13 @@ pub(super) enum Place {
     Over,
 }
 
+impl Place {
+    /// Whether a token may come.
+    pub(super) fn allows(&self, token: u32) -> bool {
+        matches!(self, Self::Within(mask) if mask.allows(token))
+    }
+}
+
 /// Follows an answer through a grammar.
 pub(super) struct Matcher(Box<llguidance::Matcher>);
 
@@ -37,9 +44,10 @@ impl Matcher {
         self.0.consume_tokens(tokens).map_err(|error| sentence(&error.to_string()))
     }
 
-    /// How many of these tokens may come, in order. It stays where it is.
-    pub(super) fn allows(&mut self, tokens: &[u32]) -> usize {
-        self.0.validate_tokens(tokens).unwrap_or(0)
+    /// Whether these tokens may come, in order. It stays where it is. Also `false` when a step's work does not suffice to
+    /// know; then it cannot go on.
+    pub(super) fn allows(&mut self, tokens: &[u32]) -> bool {
+        self.0.validate_tokens(tokens).is_ok_and(|fits| fits == tokens.len())
     }
 
     /// What may come next.

@@ -1,10 +1,13 @@
 use std::path::Path;
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::engine::Next;
 use crate::sampling::Mask;
+
+mod size;
 
 const GOLDEN: &str = "tests/golden/tokenizer";
 const DEMO: &str = "../models/austen-2.6m";
@@ -192,6 +195,45 @@ fn tokens_that_do_not_fit_are_no_beginning() {
     let ids = shared().tokenizer.encode("xabx").expect("encodes");
     let error = grammar.start(false, &ids).err().expect("refused").to_string();
     assert_eq!(error, format!("has at 0 the token {}, which the constraint does not allow", ids[0]));
+}
+
+#[test]
+fn a_long_answer_is_gone_on_with_as_far_as_it_came() {
+    let words: Vec<String> = (0..300u32).map(|word| format!("w{}x", word.wrapping_mul(2_654_435_761))).collect();
+    let grammar = shared().compile(&Constraint::Regex(format!("(({}) ){{1,200}}", words.join("|")))).expect("compiles");
+    let mut whole = grammar.start(false, &[]).expect("starts");
+    let mut said = Vec::new();
+    while said.len() < 700 {
+        let Some(ids) = allowed(&mut *whole) else { break };
+        let id = ids.iter().filter(|&&id| id != END).nth(said.len() * 7 % ids.len().saturating_sub(1).max(1));
+        let id = *id.unwrap_or(&ids[0]);
+        whole.advance(id);
+        said.push(id);
+    }
+    assert!(said.len() > 300, "{}", said.len());
+    let mut resumed = grammar.start(false, &said).expect("goes on");
+    assert_eq!(allowed(&mut *resumed), allowed(&mut *whole));
+    let wrong = [&said[..], &[END + 1, said[0]]].concat();
+    let error = grammar.start(false, &wrong).err().expect("refused").to_string();
+    assert!(error.starts_with(&format!("has at {} the token {}", said.len(), END + 1)), "{error}");
+}
+
+#[test]
+fn what_is_known_does_not_wait_for_what_is_compiled() {
+    let grammars = grammars(DEMO);
+    let known = choice(&["known"]);
+    let first = grammars.compile(&known).expect("compiles");
+    let _turns = [(); 2].map(|()| grammars.turns.take().expect("a turn"));
+    assert!(Arc::ptr_eq(&first, &grammars.compile(&known).expect("remembered")));
+}
+
+#[test]
+fn what_failed_is_tried_again() {
+    let place = Mutex::default();
+    let failed = built::<u32>(&place, || Err(unexpected("the system gave no thread"))).expect_err("fails");
+    assert!(matches!(failed, ConstraintError::Failed(_)));
+    assert_eq!(built(&place, || Ok(1)).as_deref(), Ok(&1));
+    assert_eq!(built(&place, || Ok(2)).as_deref(), Ok(&1));
 }
 
 #[test]

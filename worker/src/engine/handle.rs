@@ -210,6 +210,14 @@ impl EngineHandle {
         Ok(limit)
     }
 
+    /// Whether requests are taken at all, so that none is prepared in vain.
+    ///
+    /// # Errors
+    /// [`Rejected`] when the engine has failed or is draining.
+    pub fn serving(&self) -> Result<(), Rejected> {
+        self.refuse_unless_serving().inspect_err(|rejected| self.shared.observer.rejected(rejected.kind()))
+    }
+
     fn refuse_unless_serving(&self) -> Result<(), Rejected> {
         if matches!(*self.shared.health.borrow(), Health::Failed(_)) {
             return Err(Rejected::EngineFailed);

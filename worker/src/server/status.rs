@@ -9,7 +9,10 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::lifecycle::{Phase, Stage};
-use crate::engine::{Failure, FailureKind, Rejected, RejectionKind};
+use crate::{
+    constraint::ConstraintError,
+    engine::{Failure, FailureKind, Rejected, RejectionKind},
+};
 
 /// Trailer that gRPC libraries read.
 pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
@@ -23,6 +26,15 @@ pub fn invalid(field: &str, sentence: impl Into<String>) -> Status {
     let sentence = sentence.into();
     let details = ErrorDetails::with_bad_request_violation(field, sentence.clone());
     Status::with_error_details(Code::InvalidArgument, format!("{field}: {sentence}"), details)
+}
+
+/// A constraint is not followed; where the client is wrong, `field` is.
+pub fn unconstrained(field: &str, error: &ConstraintError) -> Status {
+    match error {
+        ConstraintError::Refused(sentence) => invalid(field, sentence.as_str()),
+        ConstraintError::Failed(sentence) => Status::internal(sentence.as_str()),
+        ConstraintError::Busy => retry(Code::ResourceExhausted, error.to_string(), LOADING_RETRY),
+    }
 }
 
 /// No such model here; `served` are the names of those that are.

@@ -11,12 +11,12 @@ use super::{
     prompt::Prepared,
     resume::{Ends, Resume, replay},
     served::Served,
-    status::{self, invalid},
+    status,
     text::AnswerText,
 };
 use crate::{
     chat::output::Opening,
-    constraint::{Constraint, ConstraintError, Grammar},
+    constraint::{Constraint, Grammar},
     engine::{self, PromptOutput, Rejected},
     sampling::SamplingParams,
     tokenizer::TextStream,
@@ -121,7 +121,7 @@ pub(super) fn submit(
     resume: Resume,
 ) -> Result<Submitted, Status> {
     generation.sampling.bad_words = banned_sequences(&generation.bad_words, &served.tokenizer)?;
-    let grammar = grammar(served, generation.constraint.as_ref())?;
+    let grammar = grammar(served, caller, generation.constraint.as_ref())?;
     let Prepared { ids, mut echo, parts } = make(served, generation.truncate_prompt)?;
     let seed = generation.sampling.seed;
     let prompt_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
@@ -166,7 +166,7 @@ pub(super) fn submit(
         let request = engine::Request { choice, prompt_output, emitted: resume.emitted, ..request.clone() };
         let guide = grammar.as_ref().map(|grammar| {
             let thinks = parts == Some(Opening::Reasoning);
-            let unfit = |error: ConstraintError| invalid("resume.emitted_token_ids", error.to_string());
+            let unfit = |error| status::unconstrained("resume.emitted_token_ids", &error);
             grammar.start(thinks, &request.emitted).map_err(unfit)
         });
         let events =
@@ -181,11 +181,15 @@ pub(super) fn submit(
     Ok(Submitted { choices, seed, prompt_tokens, prompt_scores, echo, stops: generation.stops })
 }
 
-/// What the answer must be, compiled.
-fn grammar(served: &Served, asked: Option<&Constraint>) -> Result<Option<Arc<Grammar>>, Status> {
+/// What the answer must be, compiled, which is not begun for a request that would be refused anyway.
+fn grammar(served: &Served, caller: &Caller, asked: Option<&Constraint>) -> Result<Option<Arc<Grammar>>, Status> {
     let Some(asked) = asked else { return Ok(None) };
-    let field = || format!("sampling.constraint.{}", asked.field());
-    served.grammars.compile(asked).map(Some).map_err(|error| invalid(&field(), error.to_string()))
+    served.engine.serving().map_err(|rejected| status::rejected(&rejected))?;
+    if caller.deadline <= Instant::now() {
+        return Err(Status::deadline_exceeded("the deadline passed before the constraint was compiled"));
+    }
+    let unfit = |error| status::unconstrained(&format!("sampling.constraint.{}", asked.field()), &error);
+    served.grammars.compile(asked).map(Some).map_err(unfit)
 }
 
 /// The most output tokens of a request of which so many have arrived.
