@@ -1,7 +1,7 @@
 //! A worker pod, reduced to what is told of it.
 
+use core::net::IpAddr;
 use std::borrow::Cow;
-use std::net::IpAddr;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ContainerState as KubeState, ContainerStateTerminated, ContainerStatus, Pod};
