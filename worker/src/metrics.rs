@@ -244,7 +244,9 @@ impl Observer for Metrics {
     }
 
     fn asked(&self, choices: u32) {
-        self.engine.count_choices(choices);
+        if self.records() {
+            self.engine.count_choices(choices);
+        }
     }
 
     fn rejected(&self, kind: RejectionKind) {
