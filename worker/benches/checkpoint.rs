@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use ernie_worker::bench::memory::memory;
 use ernie_worker::bench::synthetic::{Experts, Shape};
 use ernie_worker::executor::{BLOCK_TOKENS, Executor, LogitRows, SequenceStep, StepPlan};
 use ernie_worker::model::{self, Checkpoint, KvSize, LoadOptions};
@@ -24,13 +25,6 @@ fn load(folder: &Path) -> model::ModelExecutor {
     model::load(&Checkpoint::inspect(folder).unwrap(), &options, &|_| {}).unwrap()
 }
 
-/// A figure of this process's memory in bytes.
-fn memory(name: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-    line.trim_matches(|character: char| !character.is_ascii_digit()).parse::<u64>().unwrap() << 10
-}
-
 /// Loads a folder and says what that took; in a process of its own, for its peak of memory.
 fn loading(folder: &Path) {
     let begun = Instant::now();
@@ -39,7 +33,7 @@ fn loading(folder: &Path) {
     let executor = load(folder);
     let loaded = begun.elapsed();
     let file = fs::metadata(folder.join("model.safetensors")).unwrap().len();
-    let (peak, mib) = (memory("VmHWM:"), |bytes: u64| bytes as f64 / f64::from(1 << 20));
+    let (peak, mib) = (memory("self", "VmHWM").unwrap(), |bytes: u64| bytes as f64 / f64::from(1 << 20));
     println!(
         "{}: file {:.0} MiB; metadata {:.1} ms, all {:.2} s, {:.2} GB/s; peak memory {:.0} MiB, {:.3} of the file",
         checkpoint.config.model_type(),

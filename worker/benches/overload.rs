@@ -17,6 +17,7 @@ use ernie_proto::client::never_sent;
 use ernie_proto::ernie::v1::inference_client::InferenceClient;
 use ernie_proto::ernie::v1::{CompleteRequest, SamplingParams, TokenIds, complete_request::Prompt};
 use ernie_worker::bench::figures::{Percentiles, Spread};
+use ernie_worker::bench::memory::memory;
 use ernie_worker::bench::synthetic::Shape;
 use ernie_workload::Chance;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -132,9 +133,7 @@ fn serve(folder: &Path) -> (Child, String) {
 
 /// Memory that no file backs, in MiB.
 fn anonymous(child: &Child) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+    memory(child.id(), "RssAnon").unwrap() >> 20
 }
 
 fn main() {

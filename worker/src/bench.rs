@@ -2,6 +2,7 @@
 
 pub mod figures;
 mod local;
+pub mod memory;
 mod remote;
 mod report;
 pub mod synthetic;

@@ -6,6 +6,7 @@ use ernie_kernels::Level;
 use serde_json::{Map, Value, json};
 
 use super::figures::{Answer, Percentiles, Spread};
+use super::memory::memory;
 use super::{BenchArgs, Point, local, remote};
 
 /// Figures by name, in the order in which they are printed.
@@ -22,7 +23,7 @@ pub(super) fn of_engine(args: &BenchArgs, point: Point, measured: &local::Measur
     put(&mut figures, "itl_seconds", Percentiles::of(measured.itl.clone()));
     put(&mut figures, "load_seconds", Some(measured.load_seconds));
     put(&mut figures, "start_to_first_token_seconds", measured.start_to_first_token_seconds);
-    put(&mut figures, "peak_rss_bytes", peak_memory());
+    put(&mut figures, "peak_rss_bytes", memory("self", "VmHWM"));
     put(&mut figures, "weights_bytes", Some(plan.weight_bytes));
     put(&mut figures, "level", Some(args.level.unwrap_or_else(Level::best).name()));
     put(&mut figures, "dtype", Some(plan.dtype));
@@ -94,13 +95,6 @@ fn rate(figures: &mut Figures, name: &str, values: Vec<f64>) {
     if several {
         put(figures, &format!("{name}_spread"), spread);
     }
-}
-
-/// The largest memory that this process ever had, in bytes.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 /// Writes figures to standard output: those of one point as an object or as lines, those of several as an array or as a

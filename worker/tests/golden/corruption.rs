@@ -14,6 +14,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ernie_proto::failure::Reason;
+use ernie_worker::bench::memory::memory;
 use ernie_worker::model::digest::{Manifest, ModelDigest, Reading};
 use ernie_worker::model::{Checkpoint, LoadError, LoadOptions};
 use tempfile::TempDir;
@@ -150,19 +151,12 @@ fn folders_that_are_no_model_are_refused_with_what_is_missing() {
     assert!(copy.refused("no config").to_string().contains("no config.json"));
 }
 
-/// The largest memory that this process ever had, in bytes.
-fn peak_memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("a status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-}
-
 #[test]
 #[ignore = "measures its process: run alone by the test below"]
 fn every_kind_of_damage_in_a_process_of_its_own() {
     let copy = Copy::of("dense-tied");
     copy.inspect().expect("whole");
-    let base = peak_memory();
+    let base = memory("self", "VmHWM").expect("a peak");
     for claim in [10u64 << 30, u64::MAX, 100 << 20, 1 << 62] {
         copy.write("model.safetensors", &[&claim.to_le_bytes()[..], b"{"].concat());
         copy.refused("a header longer than the file");
@@ -184,7 +178,7 @@ fn every_kind_of_damage_in_a_process_of_its_own() {
     text::tokenizers_with_a_damaged_entry_are_refused();
     text::sentencepiece_models_that_are_cut_are_refused_and_garbled_ones_never_panic();
     text::garbled_chat_templates_are_refused_or_show_what_the_user_says();
-    let grown = peak_memory() - base;
+    let grown = memory("self", "VmHWM").expect("a peak") - base;
     println!("{Tally}; at most {} KiB more memory than the sound one ({} MiB)", grown >> 10, base >> 20);
     assert!(grown <= 64 << 20, "{grown} bytes more than a sound folder takes");
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ernie_proto::client::never_sent;
 use ernie_proto::ernie::v1::inference_client::InferenceClient;
 use ernie_proto::ernie::v1::{CompleteRequest, SamplingParams};
+use ernie_worker::bench::memory::memory;
 use ernie_workload::Chance;
 use rustix::process::Signal;
 use tonic::transport::Channel;
@@ -111,9 +112,7 @@ fn assert_expected(behaviour: usize, status: &Status) {
 
 /// Memory of a process that no file backs, in MiB.
 fn anonymous(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a figure");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
+    memory(pid, "RssAnon").expect("it lives") >> 20
 }
 
 #[tokio::test(flavor = "multi_thread")]
