@@ -52,23 +52,13 @@ impl Way {
 
 fn request(chance: &mut Chance, vocab: usize, prompt: usize, max_tokens: u32) -> Request {
     Request {
-        id: String::new(),
-        prompt: (0..prompt).map(|_| chance.below(vocab) as u32).collect(),
-        position_ids: None,
-        emitted: Vec::new(),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        choice: 0,
-        prompt_output: None,
         max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        stop_token_ids: Vec::new(),
-        eos_token_ids: Arc::default(),
         ignore_eos: true,
-        deadline: Instant::now() + Duration::from_secs(3600),
-        priority: 0,
-        tenant: "".into(),
-        cache_salt: "".into(),
-        adapter: None,
+        ..Request::new(
+            (0..prompt).map(|_| chance.below(vocab) as u32).collect(),
+            Instant::now() + Duration::from_secs(3600),
+        )
     }
 }
 

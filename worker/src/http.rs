@@ -193,7 +193,6 @@ mod tests {
     use crate::{
         engine::{Engine, EngineConfig, Observer, Request},
         executor::{ExecuteError, Executor, Geometry, StepOutput, StepPlan},
-        sampling::SamplingParams,
     };
 
     /// Hangs in every forward pass until it is let go.
@@ -230,22 +229,8 @@ mod tests {
     fn request() -> Request {
         Request {
             id: "r".to_owned(),
-            prompt: vec![1],
-            position_ids: None,
-            emitted: vec![],
-            sampling: SamplingParams::default(),
-            choice: 0,
-            prompt_output: None,
             max_tokens: Some(1),
-            min_tokens: 0,
-            stop_token_ids: vec![],
-            eos_token_ids: Arc::default(),
-            ignore_eos: false,
-            deadline: Instant::now() + Duration::from_secs(60),
-            priority: 0,
-            tenant: "".into(),
-            cache_salt: "".into(),
-            adapter: None,
+            ..Request::new(vec![1], Instant::now() + Duration::from_secs(60))
         }
     }
 

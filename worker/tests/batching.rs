@@ -85,22 +85,11 @@ fn requests() -> Vec<Request> {
         let seeded = SamplingParams { temperature, top_p: 0.95, seed: index as u64, ..SamplingParams::default() };
         Request {
             id: index.to_string(),
-            prompt: passage[..length].to_vec(),
-            position_ids: None,
-            emitted: vec![],
             sampling: SamplingParams { repetition_penalty: [1.0, 1.2][index / 2 % 2], ..seeded },
-            choice: 0,
-            prompt_output: None,
             max_tokens: Some(40 + 40 * (index as u32 % 4)),
-            min_tokens: 0,
-            stop_token_ids: vec![],
             eos_token_ids: [2].into(),
             ignore_eos: !index.is_multiple_of(3),
-            deadline: Instant::now() + Duration::from_secs(600),
-            priority: 0,
-            tenant: "".into(),
-            cache_salt: "".into(),
-            adapter: None,
+            ..Request::new(passage[..length].to_vec(), Instant::now() + Duration::from_secs(600))
         }
     };
     (0..24).map(request).collect()

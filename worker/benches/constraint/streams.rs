@@ -26,23 +26,15 @@ const SCHEMA: &str = r#"{"type": "array", "minItems": 1000, "items": {"type": "o
 
 fn request(chance: &mut Chance) -> Request {
     Request {
-        id: String::new(),
-        prompt: (0..32).map(|_| 300 + chance.below(VOCAB - 2000) as u32).collect(),
-        position_ids: None,
-        emitted: Vec::new(),
         sampling: SamplingParams { seed: chance.below(1 << 30) as u64, ..SamplingParams::default() },
-        choice: 0,
-        prompt_output: None,
         max_tokens: Some(TOKENS as u32),
         min_tokens: TOKENS as u32,
-        stop_token_ids: Vec::new(),
         eos_token_ids: [END].into(),
         ignore_eos: true,
-        deadline: Instant::now() + Duration::from_secs(3600),
-        priority: 0,
-        tenant: "".into(),
-        cache_salt: "".into(),
-        adapter: None,
+        ..Request::new(
+            (0..32).map(|_| 300 + chance.below(VOCAB - 2000) as u32).collect(),
+            Instant::now() + Duration::from_secs(3600),
+        )
     }
 }
 

@@ -176,24 +176,11 @@ impl Session<'_> {
 
     fn request(&self, prompt: Vec<u32>, generate: usize) -> Request {
         Request {
-            id: String::new(),
-            prompt,
-            position_ids: None,
-            emitted: Vec::new(),
             // As servers sample by default, not the cheaper greedy way.
             sampling: SamplingParams { seed: self.args.seed, ..SamplingParams::default() },
-            choice: 0,
-            prompt_output: None,
             max_tokens: u32::try_from(generate).ok(),
-            min_tokens: 0,
-            stop_token_ids: Vec::new(),
-            eos_token_ids: Arc::default(),
             ignore_eos: true,
-            deadline: Instant::now() + DEADLINE,
-            priority: 0,
-            tenant: "".into(),
-            cache_salt: "".into(),
-            adapter: None,
+            ..Request::new(prompt, Instant::now() + DEADLINE)
         }
     }
 

@@ -52,6 +52,31 @@ pub struct Request {
     pub adapter: Option<Adapter>,
 }
 
+impl Request {
+    /// One answer of any length to `prompt`, by the model itself for the only tenant, sampled by default.
+    pub fn new(prompt: Vec<u32>, deadline: Instant) -> Self {
+        Self {
+            id: String::new(),
+            prompt,
+            position_ids: None,
+            emitted: Vec::new(),
+            sampling: SamplingParams::default(),
+            choice: 0,
+            prompt_output: None,
+            max_tokens: None,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+            eos_token_ids: Arc::default(),
+            ignore_eos: false,
+            deadline,
+            priority: 0,
+            tenant: "".into(),
+            cache_salt: "".into(),
+            adapter: None,
+        }
+    }
+}
+
 /// A loaded adapter.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Adapter {

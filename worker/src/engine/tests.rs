@@ -85,22 +85,12 @@ fn start(config: EngineConfig, blocks: usize) -> Fixture {
 fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: u32) -> Request {
     Request {
         id: "r".to_owned(),
-        prompt: prompt.into_iter().map(|token| token % VOCAB as u32).collect(),
-        position_ids: None,
-        emitted: vec![],
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        choice: 0,
-        prompt_output: None,
         max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        stop_token_ids: vec![],
-        eos_token_ids: Arc::default(),
-        ignore_eos: false,
-        deadline: Instant::now() + Duration::from_secs(60),
-        priority: 0,
-        tenant: "".into(),
-        cache_salt: "".into(),
-        adapter: None,
+        ..Request::new(
+            prompt.into_iter().map(|token| token % VOCAB as u32).collect(),
+            Instant::now() + Duration::from_secs(60),
+        )
     }
 }
 

@@ -4,12 +4,8 @@ use ernie_proto::ernie::v1;
 use futures::{StreamExt, TryStreamExt};
 use tonic::Status;
 
-use super::{
-    served::Served,
-    status,
-    submission::{Ask, Caller},
-};
-use crate::engine::{Event, Finished, PromptLogprob, PromptOutput, Usage};
+use super::{served::Served, status, submission::Caller};
+use crate::engine::{Event, Finished, PromptLogprob, PromptOutput, Request, Usage};
 
 /// Prompts of one call that are with the engine at once.
 const AT_ONCE: usize = 16;
@@ -24,8 +20,8 @@ pub(super) struct Told {
 
 /// Reads one prompt. Dropping the future withdraws it.
 async fn read(served: &Served, caller: &Caller, ids: Vec<u32>, output: PromptOutput) -> Result<Told, Status> {
-    let ask = Ask { prompt_output: Some(output), max_tokens: Some(0), ..Ask::new(ids) };
-    let events = served.engine.submit(caller.request(served, ask));
+    let asked = Request { prompt_output: Some(output), max_tokens: Some(0), ..caller.request(served, ids) };
+    let events = served.engine.submit(asked);
     let mut events = events.map_err(|rejected| status::rejected(&rejected))?;
     let mut told = Told::default();
     while let Some(event) = events.next().await {

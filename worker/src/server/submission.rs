@@ -18,7 +18,6 @@ use crate::{
     chat::output::Opening,
     constraint::{Constraint, Grammar},
     engine::{self, PromptOutput, Rejected},
-    sampling::SamplingParams,
     tokenizer::TextStream,
 };
 
@@ -41,57 +40,17 @@ pub(super) struct Caller {
     pub(super) adapter: Option<engine::Adapter>,
 }
 
-/// What is asked of a prompt.
-pub(super) struct Ask {
-    pub(super) prompt: Vec<u32>,
-    pub(super) prompt_output: Option<PromptOutput>,
-    pub(super) emitted: Vec<u32>,
-    pub(super) choice: u32,
-    pub(super) sampling: SamplingParams,
-    pub(super) max_tokens: Option<u32>,
-    pub(super) min_tokens: u32,
-    pub(super) stop_token_ids: Vec<u32>,
-    pub(super) ignore_eos: bool,
-}
-
-impl Ask {
-    /// An answer that takes its time.
-    pub(super) fn new(prompt: Vec<u32>) -> Self {
-        Self {
-            prompt,
-            prompt_output: None,
-            emitted: Vec::new(),
-            choice: 0,
-            sampling: SamplingParams::default(),
-            max_tokens: None,
-            min_tokens: 0,
-            stop_token_ids: Vec::new(),
-            ignore_eos: false,
-        }
-    }
-}
-
 impl Caller {
-    /// The request for it.
-    pub(super) fn request(&self, served: &Served, ask: Ask) -> engine::Request {
+    /// Their request for an answer to a prompt.
+    pub(super) fn request(&self, served: &Served, prompt: Vec<u32>) -> engine::Request {
         engine::Request {
             id: self.request_id.clone(),
-            prompt: ask.prompt,
-            position_ids: None,
-            emitted: ask.emitted,
-            sampling: ask.sampling,
-            choice: ask.choice,
-            prompt_output: ask.prompt_output,
-            max_tokens: ask.max_tokens,
-            min_tokens: ask.min_tokens,
-            stop_token_ids: ask.stop_token_ids,
             eos_token_ids: Arc::clone(&served.eos_token_ids),
-            ignore_eos: ask.ignore_eos,
-            deadline: self.deadline,
             priority: self.priority,
             tenant: Arc::clone(&self.tenant),
             cache_salt: Arc::clone(&self.cache_salt),
             adapter: self.adapter,
+            ..engine::Request::new(prompt, self.deadline)
         }
     }
 }
@@ -128,17 +87,14 @@ pub(super) fn submit(
     // A resumed answer's prompt was told before its first token.
     let top = generation.prompt_logprobs.filter(|_| resume.emitted.is_empty());
     let prompt_output = top.map(|top| PromptOutput::Logprobs { first: 1, top });
-    let request = caller.request(
-        served,
-        Ask {
-            sampling: generation.sampling,
-            max_tokens: generation.max_tokens,
-            min_tokens: generation.min_tokens,
-            stop_token_ids: generation.stop_token_ids,
-            ignore_eos: generation.ignore_eos,
-            ..Ask::new(ids)
-        },
-    );
+    let request = engine::Request {
+        sampling: generation.sampling,
+        max_tokens: generation.max_tokens,
+        min_tokens: generation.min_tokens,
+        stop_token_ids: generation.stop_token_ids,
+        ignore_eos: generation.ignore_eos,
+        ..caller.request(served, ids)
+    };
     let most = match resume.emitted.len() {
         // The engine sees to that.
         0 => usize::MAX,

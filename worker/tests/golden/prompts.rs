@@ -85,22 +85,13 @@ fn pooled(norm: &[f32], rows: usize, pooling: Pooling) -> Vec<f32> {
 fn request(case: &Case, index: usize, (sequence, output, max_tokens): Asked<'_>) -> Request {
     Request {
         id: index.to_string(),
-        prompt: sequence.ids.clone(),
         position_ids: sequence.positions.clone(),
-        emitted: vec![],
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        choice: 0,
         prompt_output: Some(output),
         max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        stop_token_ids: vec![],
-        eos_token_ids: [].into(),
         ignore_eos: true,
-        deadline: Instant::now() + Duration::from_secs(600),
-        priority: 0,
-        tenant: "".into(),
-        cache_salt: "".into(),
         adapter: case.adapter.map(|_| Adapter { index: 0, digest: [1; 32] }),
+        ..Request::new(sequence.ids.clone(), Instant::now() + Duration::from_secs(600))
     }
 }
 
