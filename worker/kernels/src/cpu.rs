@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use crate::amx::{Amx, TileUnit};
 use crate::level::{Level, LevelError};
 use crate::pool::Pool;
 use crate::simd::{self, Kernel};
@@ -12,6 +13,7 @@ use crate::simd::{self, Kernel};
 pub struct Cpu {
     level: Level,
     pool: Pool,
+    tiles: Option<TileUnit>,
     #[cfg(test)]
     emulated: bool,
 }
@@ -38,9 +40,11 @@ impl Cpu {
     pub fn new(level: Level, threads: usize) -> Result<Cpu, CpuError> {
         let level = level.checked().map_err(CpuError::Level)?;
         let pool = Pool::new(threads.max(1)).map_err(|source| CpuError::Threads { threads, source })?;
+        let tiles = if level == Level::Amx { Amx::get().map(TileUnit::Amx) } else { None };
         Ok(Cpu {
             level,
             pool,
+            tiles,
             #[cfg(test)]
             emulated: false,
         })
@@ -50,6 +54,12 @@ impl Cpu {
     #[cfg(test)]
     pub(crate) fn emulated(threads: usize) -> Result<Cpu, CpuError> {
         Ok(Cpu { emulated: true, ..Cpu::new(Level::Scalar, threads)? })
+    }
+
+    /// The same with tiles as at AMX.
+    #[cfg(test)]
+    pub(crate) fn emulated_tiles(threads: usize) -> Result<Cpu, CpuError> {
+        Ok(Cpu { tiles: Some(TileUnit::Emulated), ..Cpu::emulated(threads)? })
     }
 
     /// Whether multiply and add are rounded once, so that results equal those of other such levels.
@@ -71,6 +81,11 @@ impl Cpu {
     /// Threads, the caller's among them.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// What multiplies bf16 matrices, where there is something.
+    pub(crate) fn tiles(&self) -> Option<TileUnit> {
+        self.tiles
     }
 
     /// Runs a kernel at this level.

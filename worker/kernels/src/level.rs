@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The environment variable that forces a level: `scalar`, `avx2` or `avx512`.
+use crate::amx::Amx;
+
+/// The environment variable that forces a level: `scalar`, `avx2`, `avx512` or `amx`.
 pub const LEVEL_VARIABLE: &str = "ERNIE_KERNELS_LEVEL";
 
 /// An instruction level, in ascending order.
@@ -15,6 +17,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL (x86-64-v4).
     Avx512,
+    /// The same with AMX tiles of bf16. Products with bf16 matrices round activations to bf16; all else is as at AVX-512.
+    Amx,
 }
 
 /// A level that cannot be used.
@@ -33,7 +37,7 @@ pub enum LevelError {
 
 impl Level {
     /// All levels, ascending.
-    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 
     /// The best level that this CPU has.
     pub fn best() -> Level {
@@ -63,6 +67,7 @@ impl Level {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Level::Avx2 | Level::Avx512 => false,
+            Level::Amx => Level::Avx512.is_available() && Amx::get().is_some(),
         }
     }
 
@@ -91,6 +96,7 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Amx => "amx",
         }
     }
 
@@ -99,6 +105,7 @@ impl Level {
             Level::Scalar => "nothing",
             Level::Avx2 => "AVX2, FMA and F16C",
             Level::Avx512 => "AVX2, FMA, F16C and AVX-512 F, BW, DQ and VL",
+            Level::Amx => "AVX-512 and AMX with bf16, and a kernel that allows it,",
         }
     }
 }
@@ -122,7 +129,7 @@ impl fmt::Display for LevelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LevelError::Unknown(name) => {
-                write!(f, "unknown kernel level {name:?}: use one of scalar, avx2, avx512, or leave it unset")
+                write!(f, "unknown kernel level {name:?}: use one of scalar, avx2, avx512, amx, or leave it unset")
             }
             LevelError::Unsupported { level, best } => write!(
                 f,
@@ -156,7 +163,7 @@ mod tests {
     #[test]
     fn an_unknown_level_is_refused_with_the_names_that_exist() {
         let error = Level::choose(Some("avx9")).expect_err("no such level").to_string();
-        assert!(error.contains("avx9") && error.contains("scalar, avx2, avx512"), "{error}");
+        assert!(error.contains("avx9") && error.contains("scalar, avx2, avx512, amx"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! which.
 
 mod activation;
+mod amx;
 mod attention;
 mod cpu;
 mod cpus;

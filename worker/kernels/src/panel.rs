@@ -216,6 +216,13 @@ impl Prefetch {
         Prefetch { near: panel.saturating_sub(done + AHEAD) / step, far: AHEAD + (wide - 1) * panel }
     }
 
+    /// `steps` cut in two, each part with the distance to what is prefetched beside its steps.
+    #[inline(always)]
+    pub(crate) fn split(self, steps: usize) -> [(usize, usize); 2] {
+        let near = self.near.min(steps);
+        [(near, AHEAD), (steps - near, self.far)]
+    }
+
     /// The distance from step `index` to what is prefetched beside it.
     #[inline(always)]
     pub(crate) fn ahead(self, index: usize) -> usize {
@@ -257,8 +264,7 @@ pub(crate) unsafe fn tile<
     prefetch: Prefetch,
     mut sums: [[S::V; P]; R],
 ) -> [[S::V; P]; R] {
-    let near = prefetch.near.min(k / 2);
-    for (pairs, ahead) in [(near, AHEAD), (k / 2 - near, prefetch.far)] {
+    for (pairs, ahead) in prefetch.split(k / 2) {
         for _ in 0..pairs {
             for p in 0..P {
                 for line in 0..E::PAIR_BYTES / 64 {

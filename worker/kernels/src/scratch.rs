@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::thread::LocalKey;
 
+use crate::amx::TileRow;
 use crate::simd::LANES;
 
 /// One vector in memory, on its own cache line.
@@ -16,6 +17,8 @@ pub(crate) type Buffer<T> = LocalKey<Cell<Vec<T>>>;
 thread_local! {
     /// Activations packed for a product.
     pub(crate) static ACTIVATIONS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// Activations packed for a product of tiles.
+    pub(crate) static TILES: Cell<Vec<TileRow>> = const { Cell::new(Vec::new()) };
     /// Sums of a task.
     pub(crate) static SUMS: Cell<Vec<Vector>> = const { Cell::new(Vec::new()) };
     /// What a mixture of experts keeps between its products.
@@ -26,6 +29,13 @@ thread_local! {
 
 impl Vector {
     pub(crate) const ZERO: Vector = Vector([0.0; LANES]);
+}
+
+/// The same memory as rows of tiles.
+pub(crate) fn tile_rows(vectors: &mut [Vector]) -> &mut [TileRow] {
+    const { assert!(size_of::<Vector>() == size_of::<TileRow>() && align_of::<Vector>() == align_of::<TileRow>()) };
+    // SAFETY: both are 64 bytes of plain numbers with one alignment, and every bit pattern is one of either.
+    unsafe { std::slice::from_raw_parts_mut(vectors.as_mut_ptr().cast(), vectors.len()) }
 }
 
 /// Runs `body` on `len` elements of the thread's buffer, which hold anything. A nested use of the same buffer gets

@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::cache::{KEY_PANELS, Region};
-use super::{BLOCK_TOKENS, Call, SPLIT, Span, TILE};
+use super::{BLOCK_TOKENS, Call, SPLIT, Span, TILE, tiles};
+use crate::amx::Tiles;
 use crate::elementwise::{load, store};
 use crate::panel::{COLUMNS, Element, F32, Prefetch, has_tile, prefetch_start, tile, widen};
 use crate::scratch::Vector;
@@ -15,7 +16,7 @@ pub(super) const ROW_BLOCK: usize = 48;
 /// Up to so many tiles of rows the keys and values are widened for each; more of them are worth doing it once.
 const FEW_TILES: usize = 2;
 /// Vectors of a row's scores.
-const SCORES: usize = TILE / LANES;
+pub(super) const SCORES: usize = TILE / LANES;
 /// Where running maxima start: below every score, and finite, so that differences are.
 const LOWEST: f32 = -1e30;
 
@@ -46,7 +47,7 @@ pub(super) struct Merge {
 }
 
 /// Vectors of a row of results.
-fn row_vectors(head_dim: usize) -> usize {
+pub(super) fn row_vectors(head_dim: usize) -> usize {
     head_dim.div_ceil(COLUMNS)
 }
 
@@ -61,9 +62,9 @@ fn widened_vectors(head_dim: usize) -> usize {
 }
 
 /// Vectors of memory that an item needs: packed queries, scores, sums, the split's results, the merged ones, and a
-/// widened panel.
+/// widened panel or what tiles need.
 pub(super) fn scratch_vectors(head_dim: usize) -> usize {
-    ROW_BLOCK * (3 * row_vectors(head_dim) + SCORES + 1) + widened_vectors(head_dim)
+    ROW_BLOCK * (3 * row_vectors(head_dim) + SCORES + 1) + widened_vectors(head_dim).max(tiles::VECTORS)
 }
 
 /// An [`Item`] at some level.
@@ -85,7 +86,10 @@ impl<E: Element> Kernel for Compute<'_, E> {
         let mut work = Work::new(s, call, span, item.head, item.rows.clone(), memory);
         let last = span.start + (item.rows.end - 1) / call.group;
         let first = call.attention.first_seen(span.start + item.rows.start / call.group);
-        work.pack_queries();
+        match call.unit {
+            Some(_) => work.pack_query_tiles(),
+            None => work.pack_queries(),
+        }
         match (&item.part, part) {
             (Some(Part { split, .. }), Some(to)) => {
                 let from = first.max(split * SPLIT);
@@ -133,24 +137,26 @@ impl Kernel for MergeParts<'_> {
 }
 
 /// The state of an item. `[row]` counts the item's own rows.
-struct Work<'a, S> {
-    s: S,
-    call: &'a Call<'a>,
+pub(super) struct Work<'a, S> {
+    pub(super) s: S,
+    pub(super) call: &'a Call<'a>,
     span: &'a Span<'a>,
     head: usize,
-    rows: Range<usize>,
+    pub(super) rows: Range<usize>,
     /// Query rows packed in tiles `[head_dim][rows of the tile]`.
-    queries: &'a mut [Vector],
+    pub(super) queries: &'a mut [Vector],
     /// Scores, then weights, of a tile: `[row][position]`.
-    scores: &'a mut [Vector],
+    pub(super) scores: &'a mut [Vector],
     /// Sums of the split's weights, lane by lane.
     sums: &'a mut [Vector],
     /// Weighted values of the split `[row][dimension]`.
-    values: &'a mut [Vector],
+    pub(super) values: &'a mut [Vector],
     /// Weighted values of all splits so far.
     merged: &'a mut [Vector],
-    /// A panel of keys, or a tile of values, in f32.
-    widened: &'a mut [Vector],
+    /// A panel of keys, or a tile of values, in f32; or what tiles need.
+    pub(super) widened: &'a mut [Vector],
+    /// What [`Call::unit`] multiplies with.
+    pub(super) tiles: Tiles,
     /// The split's largest score of each row, and its sum once the split is complete.
     max: [f32; ROW_BLOCK],
     sum: [f32; ROW_BLOCK],
@@ -158,7 +164,7 @@ struct Work<'a, S> {
     merged_max: [f32; ROW_BLOCK],
     merged_sum: [f32; ROW_BLOCK],
     /// By what a tile scales down a row's earlier values.
-    shrink: [f32; ROW_BLOCK],
+    pub(super) shrink: [f32; ROW_BLOCK],
 }
 
 /// The numbers of vectors that lie beside each other.
@@ -196,6 +202,7 @@ impl<'a, S: Simd> Work<'a, S> {
             values,
             merged,
             widened,
+            tiles: Tiles::new(),
             max,
             sum,
             merged_max,
@@ -204,7 +211,7 @@ impl<'a, S: Simd> Work<'a, S> {
         }
     }
 
-    fn head_dim(&self) -> usize {
+    pub(super) fn head_dim(&self) -> usize {
         self.call.cache.shape().head_dim
     }
 
@@ -229,7 +236,7 @@ impl<'a, S: Simd> Work<'a, S> {
 
     /// Token (row of the batch) and first column of a query row.
     #[inline(always)]
-    fn source(&self, row: usize) -> (usize, usize) {
+    pub(super) fn source(&self, row: usize) -> (usize, usize) {
         let (token, head) = ((self.rows.start + row) / self.call.group, (self.rows.start + row) % self.call.group);
         (self.span.row + token, (self.head * self.call.group + head) * self.head_dim())
     }
@@ -259,9 +266,15 @@ impl<'a, S: Simd> Work<'a, S> {
         self.values[..rows * width].fill(Vector::ZERO);
         for start in (from / TILE * TILE..=to).step_by(TILE) {
             let seen = (to + 1 - start).min(TILE);
+            if let Some(unit) = self.call.unit {
+                self.reduce_on_tiles(unit, start, seen);
+                continue;
+            }
             self.score::<E>(start, seen);
             for row in 0..rows {
-                self.weigh(row, start);
+                let scores = std::array::from_fn(|i| self.s.load(&self.scores[row * SCORES + i].0));
+                let weights = self.weigh(row, start, scores);
+                (0..SCORES).for_each(|i| self.s.store(&mut self.scores[row * SCORES + i].0, weights[i]));
             }
             self.add_values::<E>(start, seen);
         }
@@ -272,7 +285,7 @@ impl<'a, S: Simd> Work<'a, S> {
 
     /// The block of the sequence that holds `position`.
     #[inline(always)]
-    fn region(&self, position: usize) -> &'a [u8] {
+    pub(super) fn region(&self, position: usize) -> &'a [u8] {
         let block = self.span.blocks[position / BLOCK_TOKENS] as usize;
         self.call.cache.region(self.call.layer, block, self.head)
     }
@@ -337,17 +350,16 @@ impl<'a, S: Simd> Work<'a, S> {
 
     /// Turns a row's scores into weights relative to its running maximum, and adds them up.
     #[inline(always)]
-    fn weigh(&mut self, row: usize, start: usize) {
+    pub(super) fn weigh(&mut self, row: usize, start: usize, mut scores: [S::V; SCORES]) -> [S::V; SCORES] {
         let s = self.s;
         let position = self.position(row);
         // Which of the tile's positions the row sees.
         let from = self.call.attention.first_seen(position).saturating_sub(start);
         let to = (position + 1).saturating_sub(start);
         let scale = s.splat(self.call.attention.scale);
-        let mut scores = [s.splat(0.0); SCORES];
         let mut max = s.splat(self.max[row]);
         for (i, score) in scores.iter_mut().enumerate() {
-            let v = s.mul(s.load(&self.scores[row * SCORES + i].0), scale);
+            let v = s.mul(*score, scale);
             let lane = |position: usize| position.saturating_sub(i * LANES).min(LANES);
             let (from, to) = (lane(from), lane(to));
             *score = if from == 0 && to == LANES { v } else { s.within(from, to, v, f32::NEG_INFINITY) };
@@ -358,12 +370,12 @@ impl<'a, S: Simd> Work<'a, S> {
         self.max[row] = max;
         let max = s.splat(max);
         let mut sum = s.mul(s.load(&self.sums[row].0), s.splat(self.shrink[row]));
-        for (i, score) in scores.iter().enumerate() {
-            let weight = math::exp(s, s.sub(*score, max));
-            sum = s.add(sum, weight);
-            s.store(&mut self.scores[row * SCORES + i].0, weight);
+        for score in &mut scores {
+            *score = math::exp(s, s.sub(*score, max));
+            sum = s.add(sum, *score);
         }
         s.store(&mut self.sums[row].0, sum);
+        scores
     }
 
     /// Adds the tile's values times the weights.

@@ -8,12 +8,17 @@
 //! loaded once for a whole group. Positions are gone through in tiles of [`TILE`] with a running maximum, and in splits
 //! of [`SPLIT`] that each start afresh and are merged in ascending order. Tiles and splits lie at fixed absolute
 //! positions, so a row's result does not depend on whether it was computed in a prompt, in a chunk or alone.
+//!
+//! With AMX and a cache of bf16 numbers, queries and weights are rounded to bf16 and multiplied on tiles (`tiles`); all else
+//! is the same.
 
 mod cache;
 mod item;
+mod tiles;
 
 use std::marker::PhantomData;
 
+use crate::amx::{TILE_K, TileUnit};
 use crate::memory::Disjoint;
 use crate::{Cpu, Rows, RowsMut, scratch};
 
@@ -66,6 +71,8 @@ struct Call<'a> {
     /// Query heads of a key-value head.
     group: usize,
     q: Rows<'a>,
+    /// What multiplies queries and weights, rounded to bf16, where the cache is of such numbers.
+    unit: Option<TileUnit>,
     out: Disjoint<'a, f32>,
     out_stride: usize,
 }
@@ -94,7 +101,9 @@ impl KvCache {
         check_spans(spans, q.rows(), shape.blocks);
         let group = attention.heads / shape.kv_heads;
         let out_stride = out.stride();
-        let call = Call { cache: self, layer, attention: *attention, group, q, out: out.disjoint(), out_stride };
+        let tiled = shape.format == KvFormat::Bf16 && shape.head_dim.is_multiple_of(TILE_K);
+        let unit = cpu.tiles().filter(|_| tiled);
+        let call = Call { cache: self, layer, attention: *attention, group, q, unit, out: out.disjoint(), out_stride };
         let plan = Plan::new(&call, spans);
         let part_len = item::part_len(shape.head_dim);
         scratch::with(&scratch::PARTIALS, plan.part_rows * part_len, 0.0, |partials| {

@@ -1,14 +1,13 @@
 //! Products of activations with weights, for one row or thousands.
 //!
-//! The rows of activations are cut into tiles of a few rows and packed so that a tile's values for one `k` lie beside
-//! each other; the weights are panels of sixteen outputs ([`crate::panel`]). A task owns some panels and some rows,
-//! keeps their sums in its own scratch memory, goes through `k` in blocks of [`K_BLOCK`](crate::weight::K_BLOCK), and finishes with the
-//! epilogue (bias, SwiGLU, addition). With few rows it walks along each panel, so that every weight is read from memory
-//! once, in order; with many it takes a block of all its panels at a time, so that the activations stay in the cache.
-//!
-//! The sum of one output is the same in either order: blocks of `k` from zero, added in ascending order.
+//! Activations are packed by rows, weights are panels of sixteen outputs ([`crate::panel`]), and [`product`] hands both to
+//! one of two engines: `lanes` multiplies vectors of sixteen outputs, at every level and in every format; `tiles` has AMX
+//! multiply bf16 matrices. Both finish in the same way: bias, SwiGLU or addition ([`target`]).
 
+mod lanes;
 mod product;
+mod target;
+mod tiles;
 
 use crate::{Cpu, Layout, Matrix, Rows, RowsMut};
 

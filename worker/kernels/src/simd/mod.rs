@@ -122,9 +122,9 @@ pub(crate) unsafe fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Output {
         Level::Avx2 => unsafe { run_avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { run_avx512(kernel) },
+        Level::Avx512 | Level::Amx => unsafe { run_avx512(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => unreachable!("levels of another architecture are never available"),
+        Level::Avx2 | Level::Avx512 | Level::Amx => unreachable!("levels of another architecture are never available"),
     }
 }
 

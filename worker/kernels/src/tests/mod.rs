@@ -13,11 +13,12 @@ mod select;
 
 use std::sync::OnceLock;
 
+use half::{bf16, f16};
 use proptest::prelude::*;
 
-use crate::{Cpu, Level};
+use crate::{Cpu, Format, Level, WeightFormat};
 
-/// All levels at one and at three threads, and the emulation of AVX-512's shape.
+/// All levels at one and at three threads, and the emulations of AVX-512 and AMX.
 fn cpus() -> &'static [Cpu] {
     static CPUS: OnceLock<Vec<Cpu>> = OnceLock::new();
     CPUS.get_or_init(|| {
@@ -25,6 +26,7 @@ fn cpus() -> &'static [Cpu] {
             .flat_map(|level| [1, 3].map(|threads| Cpu::new(level, threads).expect("an available level")))
             .collect();
         cpus.push(Cpu::emulated(2).expect("plain Rust"));
+        cpus.push(Cpu::emulated_tiles(2).expect("plain Rust"));
         cpus
     })
 }
@@ -49,6 +51,25 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
         (state >> 40) as f32 / (1 << 24) as f32 * 2.0 - 1.0
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// What a matrix of that format holds when it is given `value`.
+fn stored(format: Format, value: f32) -> f32 {
+    match format {
+        Format::F32 => value,
+        Format::Bf16 => bf16::from_f32(value).to_f32(),
+        Format::F16 => f16::from_f32(value).to_f32(),
+    }
+}
+
+/// Whether activations are rounded to bf16 before they are multiplied.
+fn rounds(cpu: &Cpu, format: WeightFormat) -> bool {
+    cpu.tiles().is_some() && format == WeightFormat::Float(Format::Bf16)
+}
+
+/// Activations as they enter a product.
+fn seen(cpu: &Cpu, format: WeightFormat, x: &[f32]) -> Vec<f32> {
+    x.iter().map(|&x| if rounds(cpu, format) { stored(Format::Bf16, x) } else { x }).collect()
 }
 
 /// Fails unless each number is within `tolerance` of its own magnitude scale.
