@@ -62,7 +62,7 @@ pub struct BenchArgs {
     /// Quantise the linear maps while they are loaded.
     #[arg(long, value_enum, default_value_t, conflicts_with = "grpc")]
     pub quantization: Quantization,
-    /// Instruction level of the kernels: scalar, avx2 or avx512. Default: the best that this CPU has.
+    /// Instruction level of the kernels: scalar, avx2, avx512 or amx. Default: the best that this CPU has.
     #[arg(long, value_name = "LEVEL", conflicts_with = "grpc")]
     pub level: Option<Level>,
     /// Requests per second, at random moments (a Poisson process), whether the server keeps up or not.

@@ -82,7 +82,7 @@ pub struct EvalArgs {
     /// Threads that compute. Default: what the CPU quota and affinity allow.
     #[arg(long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
-    /// Instruction level of the kernels: scalar, avx2 or avx512. Default: the best that this CPU has.
+    /// Instruction level of the kernels: scalar, avx2, avx512 or amx. Default: the best that this CPU has.
     #[arg(long, value_name = "LEVEL")]
     pub level: Option<Level>,
     /// Where it computes; `auto` is a CUDA device in a build for CUDA where there is one, else the CPU.

@@ -124,6 +124,16 @@ impl Default for LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// The format of the key-value cache beside weights of `dtype`. Tiles multiply bfloat16, which is worth more on long
+    /// contexts than the bits that float16 keeps.
+    pub fn kv_cache_dtype(&self, dtype: Dtype) -> Dtype {
+        let kernels = self.device.is_cpu() && self.backend == BackendChoice::Cpu;
+        let tiles = kernels && self.level.unwrap_or_else(Level::best) == Level::Amx;
+        if tiles && dtype == Dtype::Bfloat16 { dtype } else { self.device.kv_cache(dtype) }
+    }
+}
+
 /// Loads a model: plans its memory, reads its weights, and sets up an empty cache. `progress` is told every few
 /// megabytes.
 ///

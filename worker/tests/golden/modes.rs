@@ -6,11 +6,11 @@ use ernie_worker::model::{DtypeChoice, ModelExecutor};
 
 use crate::reference::{
     DENSE, Engine, F32, MOE, Reference, adapter, assert_routes, folder, is_bf16, near, near_greedy_bf16, single,
-    tolerance,
 };
 
 /// A checkpoint as it is loaded, and the reference's numbers for that.
 pub(crate) struct Case {
+    engine: Engine,
     pub(crate) name: &'static str,
     dtype: DtypeChoice,
     pub(crate) adapter: Option<&'static str>,
@@ -32,7 +32,7 @@ impl Case {
     }
 
     fn new(engine: Engine, name: &'static str, dtype: DtypeChoice, adapter: Option<&'static str>) -> Case {
-        let mut case = Case { name, dtype, adapter, reference: Reference::of(name), alone: Vec::new() };
+        let mut case = Case { engine, name, dtype, adapter, reference: Reference::of(name), alone: Vec::new() };
         let mut executor = case.load(engine, 8);
         for sequence in [case.reference.prompt(), case.reference.gap_prompt()] {
             case.alone.push(single(&mut executor, &sequence, &case.settings(40)));
@@ -91,7 +91,7 @@ impl Case {
         let row = |logits: &[f32], rows: std::ops::Range<usize>| logits[rows.start * vocab..rows.end * vocab].to_vec();
         if *sequence == self.reference.gap_prompt() {
             if self.adapter.is_none() && self.dtype == DtypeChoice::Auto {
-                let tolerance = if self.name == "dense-bf16" { 0.45 } else { tolerance(self.name) };
+                let tolerance = self.engine.gap_tolerance(self.name);
                 near(&format!("{what} gap"), &result.logits, &self.reference.floats("gap.logits"), tolerance);
             }
             self.check_alone(&format!("{what} gap"), &self.alone[1], result);
@@ -102,7 +102,7 @@ impl Case {
         }
         let (logits, tolerance) = match self.adapter {
             Some(name) => (format!("lora.{name}.logits"), F32),
-            None if self.in_bf16() => ("logits".to_owned(), tolerance(self.name)),
+            None if self.in_bf16() => ("logits".to_owned(), self.engine.tolerance(self.name)),
             None if is_bf16(self.name) => ("f32.logits".to_owned(), F32),
             None => ("logits".to_owned(), F32),
         };
@@ -225,7 +225,7 @@ fn preempted_sequences_are_computed_again_to_the_reference_s_numbers() {
         for (all, last) in results.iter().zip(&last) {
             let row = &all.logits[all.logits.len() - last.logits.len()..];
             assert_eq!((last.logits.len(), last.trace.count), (320, all.trace.count), "{what}, in chunks");
-            near(&format!("{what}, last row"), &last.logits, row, tolerance(case.name));
+            near(&format!("{what}, last row"), &last.logits, row, engine.tolerance(case.name));
         }
     });
 }
