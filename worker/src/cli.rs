@@ -101,6 +101,10 @@ pub struct ServeArgs {
     /// Threads that compute. Default: what the CPU quota and affinity allow.
     #[arg(long, value_name = "N", env = "ERNIE_THREADS", allow_negative_numbers = true, value_parser = positive)]
     pub threads: Option<usize>,
+    /// Instruction level of the kernels: scalar, avx2, avx512 or amx. Default: the best that this machine has. Part of the
+    /// `numerics` of answers.
+    #[arg(long, value_name = "LEVEL", env = ernie_kernels::LEVEL_VARIABLE, value_parser = level)]
+    pub level: Option<ernie_kernels::Level>,
     /// Reuse keys and values of prompts that begin alike.
     #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
         action = ArgAction::Set, env = "ERNIE_ENABLE_PREFIX_CACHING")]
@@ -294,6 +298,11 @@ impl ServeArgs {
     pub fn termination_log(&self) -> Option<PathBuf> {
         self.termination_log.clone().or_else(|| Path::new(TERMINATION_LOG).exists().then(|| TERMINATION_LOG.into()))
     }
+}
+
+/// A level that this machine has.
+fn level(name: &str) -> Result<ernie_kernels::Level, ernie_kernels::LevelError> {
+    name.parse::<ernie_kernels::Level>()?.checked()
 }
 
 pub(crate) fn positive(text: &str) -> Result<usize, String> {

@@ -125,12 +125,14 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// The format of the key-value cache beside weights of `dtype`. Tiles multiply bfloat16, which is worth more on long
-    /// contexts than the bits that float16 keeps.
-    pub fn kv_cache_dtype(&self, dtype: Dtype) -> Dtype {
+    /// The format of the key-value cache beside weights of `dtype`, in heads of `head_dim` dimensions. Tiles multiply
+    /// bfloat16, which is worth more on long contexts than the bits that float16 keeps; quantised models are computed in
+    /// single precision throughout.
+    pub fn kv_cache_dtype(&self, dtype: Dtype, head_dim: usize) -> Dtype {
+        let level = self.level.unwrap_or_else(Level::best);
         let kernels = self.device.is_cpu() && self.backend == BackendChoice::Cpu;
-        let tiles = kernels && self.level.unwrap_or_else(Level::best) == Level::Amx;
-        if tiles && dtype == Dtype::Bfloat16 { dtype } else { self.device.kv_cache(dtype) }
+        let rounds = kernels && dtype == Dtype::Bfloat16 && self.quantization == Quantization::None;
+        if rounds && kv_format(dtype).on_tiles(level, head_dim) { dtype } else { self.device.kv_cache(dtype) }
     }
 }
 

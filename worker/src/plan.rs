@@ -104,7 +104,7 @@ impl MemoryPlan {
             ));
         }
         let keeping = Keeping { dtype, quantization, backend: options.backend };
-        let kv_cache_dtype = options.kv_cache_dtype(dtype);
+        let kv_cache_dtype = options.kv_cache_dtype(dtype, config.head_dim);
         let adapters = Adapter::inspect_all(&options.adapters)?;
         let longest = longest(config, options.max_model_len)?;
         let kv_bytes_per_token = (2 * config.layers * config.kv_width() * kv_cache_dtype.bytes()) as u64;

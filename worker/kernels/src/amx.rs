@@ -1,4 +1,4 @@
-//! Tiles of AMX: up to sixteen rows of 64 bytes, of bf16 numbers when they are factors, of f32 when they are sums.
+//! TileState of AMX: up to sixteen rows of 64 bytes, of bf16 numbers when they are factors, of f32 when they are sums.
 //!
 //! A product of tiles adds to each sum, for each 32 values of `k`, the sum of the even products plus the sum of the odd
 //! ones, both rounded at each addition, ascending; subnormal numbers are 0 (Intel's definition of `TDPBF16PS`). Rows of
@@ -22,8 +22,22 @@ impl TileRow {
     pub(crate) const ZERO: TileRow = TileRow([0; TILE_K]);
 }
 
+/// Fills a tile of weights from the first `k` rows of a bf16 panel, fewer than it has room for, and zeros after them.
+/// Beyond those rows the panel may end, or hold anything.
+pub(crate) fn copy_rows(panel: &[u8], k: usize, to: &mut [TileRow]) {
+    to.fill(TileRow::ZERO);
+    for (to, pair) in to.iter_mut().zip(panel.chunks_exact(size_of::<TileRow>()).take(k.div_ceil(2))) {
+        to.0.iter_mut().zip(pair.as_chunks().0).for_each(|(to, bytes)| *to = u16::from_ne_bytes(*bytes));
+    }
+    if k % 2 == 1 {
+        // The odd numbers of the last pair lie behind the even ones of each column.
+        to[k / 2].0.iter_mut().skip(1).step_by(2).for_each(|odd| *odd = 0);
+    }
+}
+
 /// Factors and sums of up to two by two products of tiles.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), allow(dead_code, reason = "there is no unit"))]
 pub(crate) struct Operands {
     /// Rows of the two tiles of activations. The second has none when there is one tile; the first is full otherwise.
     pub(crate) rows: [usize; 2],
@@ -53,8 +67,12 @@ impl TileUnit {
     /// Multiplies and adds.
     ///
     /// # Safety
-    /// All that the operands name must be readable, and the sums writable and nobody else's.
-    pub(crate) unsafe fn multiply(self, tiles: &mut Tiles, operands: &Operands) {
+    /// The operands must be as their fields say, all that they name readable, and the sums writable and nobody else's. No
+    /// other [`TileState`] of this thread may be in use.
+    pub(crate) unsafe fn multiply(self, tiles: &mut TileState, operands: &Operands) {
+        let [first, second] = operands.rows;
+        debug_assert!(operands.steps > 0 && (1..=TILE_ROWS).contains(&first) && second <= TILE_ROWS);
+        debug_assert!(second == 0 || first == TILE_ROWS);
         match self {
             // SAFETY: what the caller vouches for.
             TileUnit::Amx(amx) => unsafe { amx.multiply(tiles, operands) },
@@ -67,19 +85,19 @@ impl TileUnit {
 
 /// The tiles of a thread, which keep their shape from one product to the next and are given back at the end. Not to be
 /// sent to another thread.
-pub(crate) struct Tiles {
+pub(crate) struct TileState {
     shape: Option<[usize; 2]>,
     local: std::marker::PhantomData<*const ()>,
 }
 
-impl Tiles {
-    /// Tiles that have no shape yet.
-    pub(crate) fn new() -> Tiles {
-        Tiles { shape: None, local: std::marker::PhantomData }
+impl TileState {
+    /// TileState that have no shape yet.
+    pub(crate) fn new() -> TileState {
+        TileState { shape: None, local: std::marker::PhantomData }
     }
 }
 
-impl Drop for Tiles {
+impl Drop for TileState {
     fn drop(&mut self) {
         if self.shape.is_some() {
             release();
@@ -89,7 +107,7 @@ impl Drop for Tiles {
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod unit {
-    use super::{Operands, Tiles};
+    use super::{Operands, TileState};
 
     /// The proof that this CPU and this process have AMX: there is none.
     #[derive(Clone, Copy, Debug)]
@@ -100,7 +118,7 @@ mod unit {
             None
         }
 
-        pub(super) unsafe fn multiply(self, _: &mut Tiles, _: &Operands) {
+        pub(super) unsafe fn multiply(self, _: &mut TileState, _: &Operands) {
             match self {}
         }
     }
@@ -114,7 +132,7 @@ mod unit {
     use std::arch::x86_64::__cpuid_count;
     use std::sync::OnceLock;
 
-    use super::{Operands, TILE_ROWS, Tiles};
+    use super::{Operands, TILE_ROWS, TileState};
 
     /// The proof that this CPU has AMX with bf16, and that the kernel lets this process use it.
     #[derive(Clone, Copy, Debug)]
@@ -150,14 +168,14 @@ mod unit {
         }
 
         /// Gives the tiles of this thread their shape: sums are 0 to 3, activations 4 and 5, weights 6 and 7.
-        fn shape(self, tiles: &mut Tiles, rows: [usize; 2]) {
+        fn shape(self, tiles: &mut TileState, rows: [usize; 2]) {
             // A tile of no rows is no tile; it is not used.
             let [first, second] = rows.map(|rows| rows.clamp(1, TILE_ROWS) as u8);
             let full = TILE_ROWS as u8;
             let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
             config.row_bytes[..8].fill(64);
             config.rows[..8].copy_from_slice(&[first, first, second, second, first, second, full, full]);
-            // SAFETY: `self` proves that the instruction exists; it reads the 64 bytes of `config`. Tiles hold nothing
+            // SAFETY: `self` proves that the instruction exists; it reads the 64 bytes of `config`. TileState hold nothing
             // that Rust code keeps.
             unsafe {
                 asm!("ldtilecfg [{config}]", config = in(reg) &raw const config,
@@ -172,7 +190,7 @@ mod unit {
         ///
         /// # Safety
         /// As there.
-        pub(super) unsafe fn multiply(self, tiles: &mut Tiles, operands: &Operands) {
+        pub(super) unsafe fn multiply(self, tiles: &mut TileState, operands: &Operands) {
             let [first, second] = operands.rows;
             if !tiles.shape.is_some_and(|shape| shape[0] == first && (second == 0 || shape[1] == second)) {
                 self.shape(tiles, operands.rows);

@@ -83,8 +83,8 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// What multiplies bf16 matrices, where there is something.
-    pub(crate) fn tiles(&self) -> Option<TileUnit> {
+    /// What multiplies bf16 matrices, and attends over bf16 caches, on tiles, where there is something.
+    pub(crate) fn tile_unit(&self) -> Option<TileUnit> {
         self.tiles
     }
 

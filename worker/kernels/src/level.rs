@@ -17,7 +17,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL (x86-64-v4).
     Avx512,
-    /// The same with AMX tiles of bf16. Products with bf16 matrices round activations to bf16; all else is as at AVX-512.
+    /// The same with AMX tiles of bf16. The activations of bf16 matrices, and queries and weights of attention over bf16
+    /// caches, are rounded to bf16; all else is as at AVX-512.
     Amx,
 }
 
@@ -105,7 +106,7 @@ impl Level {
             Level::Scalar => "nothing",
             Level::Avx2 => "AVX2, FMA and F16C",
             Level::Avx512 => "AVX2, FMA, F16C and AVX-512 F, BW, DQ and VL",
-            Level::Amx => "AVX-512 and AMX with bf16, and a kernel that allows it,",
+            Level::Amx => "AVX-512, AMX with bf16, and Linux 5.16 or newer that grants it",
         }
     }
 }
@@ -133,7 +134,7 @@ impl fmt::Display for LevelError {
             }
             LevelError::Unsupported { level, best } => write!(
                 f,
-                "kernel level {level} needs {}, which this CPU lacks: use {best} or leave it unset",
+                "kernel level {level} needs {}, which this machine lacks: use {best} or leave it unset",
                 level.needs()
             ),
         }
@@ -173,7 +174,10 @@ mod tests {
                 Ok(checked) => assert_eq!(checked, level),
                 Err(error) => {
                     let text = error.to_string();
-                    assert!(text.contains("AVX") && text.contains(Level::best().name()), "{text}");
+                    assert!(
+                        !text.contains(",,") && text.contains("AVX") && text.contains(Level::best().name()),
+                        "{text}"
+                    );
                 }
             }
         }

@@ -25,7 +25,8 @@ impl Dtype {
         }
     }
 
-    /// The format of a key-value cache beside weights of this format, on the CPU but for tiles. Two-byte caches are float16: keys
+    /// The format of a key-value cache beside weights of this format, on the CPU, where
+    /// [`LoadOptions::kv_cache_dtype`](super::LoadOptions::kv_cache_dtype) does not choose another. Two-byte caches are float16: keys
     /// and values are computed in single precision, and bfloat16 would keep an eighth of what float16 does in the same bytes.
     pub fn kv_cache(self) -> Dtype {
         match self {

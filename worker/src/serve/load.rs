@@ -154,6 +154,7 @@ fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
         backend,
         dtype: args.dtype,
         quantization: args.quantization,
+        level: args.level,
         threads: args.threads.unwrap_or(standard.threads),
         kv: args.kv_cache_memory.map_or(KvSize::Auto, KvSize::Bytes),
         max_model_len: args.max_model_len,

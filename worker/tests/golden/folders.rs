@@ -102,8 +102,8 @@ fn far_positions_in_bf16_are_as_exact_as_in_f32() {
             let mut wide = engine.load(&folder(name), DtypeChoice::Float32, &[]);
             let expected = single(&mut wide, &prompt, &Settings::default());
             let result = engine.run(name, &prompt, &Settings::default());
-            // what a cache of two-byte keys and values changes, or what the reference's own roundings do; angles rounded
-            // to bf16 would change whole logits
+            // what a cache of two-byte keys and values changes, where angles rounded to bf16 would change whole logits; on
+            // tiles what the reference's own roundings do, and angles are those of the other levels
             let tolerance = if engine.rounds() { engine.gap_tolerance(name) / 1.5 } else { 0.03 };
             near(&format!("{name} {engine:?} gap beside f32"), &result.logits, &expected.logits, tolerance);
         }

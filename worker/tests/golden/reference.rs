@@ -121,7 +121,7 @@ impl Engine {
     }
 
     /// Tolerances are for exact arithmetic, as far as that is from the reference's roundings. What rounds as often, but
-    /// elsewhere, is as far from exact arithmetic: independent errors of one size are √2 times that apart.
+    /// elsewhere, is as far from exact arithmetic: independent errors of one size are about √2 times that apart.
     fn slack(self) -> f32 {
         if self.rounds() { 1.5 } else { 1.0 }
     }

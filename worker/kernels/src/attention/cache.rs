@@ -3,11 +3,12 @@
 use std::io;
 use std::marker::PhantomData;
 
+use crate::amx::TILE_K;
 use crate::elementwise::vectors;
 use crate::memory::{Disjoint, Pages};
 use crate::panel::{COLUMNS, Element, panel_bytes};
 use crate::simd::{Kernel, Simd};
-use crate::{Cpu, Rows};
+use crate::{Cpu, Level, Rows};
 
 /// Tokens in one block of the cache.
 pub const BLOCK_TOKENS: usize = 32;
@@ -60,6 +61,17 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Storage format.
     pub format: KvFormat,
+}
+
+impl KvFormat {
+    /// Whether `level` attends over heads of `head_dim` dimensions in this format on tiles.
+    pub fn on_tiles(self, level: Level, head_dim: usize) -> bool {
+        level == Level::Amx && self.fits_tiles(head_dim)
+    }
+
+    pub(super) fn fits_tiles(self, head_dim: usize) -> bool {
+        self == KvFormat::Bf16 && head_dim.is_multiple_of(TILE_K)
+    }
 }
 
 /// Keys and values of all layers in blocks of [`BLOCK_TOKENS`] tokens.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::cache::{KEY_PANELS, Region};
 use super::{BLOCK_TOKENS, Call, SPLIT, Span, TILE, tiles};
-use crate::amx::Tiles;
+use crate::amx::TileState;
 use crate::elementwise::{load, store};
 use crate::panel::{COLUMNS, Element, F32, Prefetch, has_tile, prefetch_start, tile, widen};
 use crate::scratch::Vector;
@@ -143,9 +143,10 @@ pub(super) struct Work<'a, S> {
     span: &'a Span<'a>,
     head: usize,
     pub(super) rows: Range<usize>,
-    /// Query rows packed in tiles `[head_dim][rows of the tile]`.
+    /// Query rows packed in tiles `[head_dim][rows of the tile]`, or as rows of [`crate::amx`]'s tiles.
     pub(super) queries: &'a mut [Vector],
-    /// Scores, then weights, of a tile: `[row][position]`.
+    /// Scores, then weights, of a tile: `[row][position]`. On tiles of AMX `[vector of positions][row]`, and then sums of
+    /// weighted values, `[panel][row]`.
     pub(super) scores: &'a mut [Vector],
     /// Sums of the split's weights, lane by lane.
     sums: &'a mut [Vector],
@@ -156,7 +157,7 @@ pub(super) struct Work<'a, S> {
     /// A panel of keys, or a tile of values, in f32; or what tiles need.
     pub(super) widened: &'a mut [Vector],
     /// What [`Call::unit`] multiplies with.
-    pub(super) tiles: Tiles,
+    pub(super) tile_state: TileState,
     /// The split's largest score of each row, and its sum once the split is complete.
     max: [f32; ROW_BLOCK],
     sum: [f32; ROW_BLOCK],
@@ -202,7 +203,7 @@ impl<'a, S: Simd> Work<'a, S> {
             values,
             merged,
             widened,
-            tiles: Tiles::new(),
+            tile_state: TileState::new(),
             max,
             sum,
             merged_max,

@@ -18,7 +18,7 @@ mod tiles;
 
 use std::marker::PhantomData;
 
-use crate::amx::{TILE_K, TileUnit};
+use crate::amx::TileUnit;
 use crate::memory::Disjoint;
 use crate::{Cpu, Rows, RowsMut, scratch};
 
@@ -101,8 +101,7 @@ impl KvCache {
         check_spans(spans, q.rows(), shape.blocks);
         let group = attention.heads / shape.kv_heads;
         let out_stride = out.stride();
-        let tiled = shape.format == KvFormat::Bf16 && shape.head_dim.is_multiple_of(TILE_K);
-        let unit = cpu.tiles().filter(|_| tiled);
+        let unit = cpu.tile_unit().filter(|_| shape.format.fits_tiles(shape.head_dim));
         let call = Call { cache: self, layer, attention: *attention, group, q, unit, out: out.disjoint(), out_stride };
         let plan = Plan::new(&call, spans);
         let part_len = item::part_len(shape.head_dim);

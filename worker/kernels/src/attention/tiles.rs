@@ -3,10 +3,10 @@
 
 use super::item::{ROW_BLOCK, SCORES, Work, row_vectors};
 use super::{BLOCK_TOKENS, TILE};
-use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileUnit};
+use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileUnit, copy_rows};
 use crate::attention::cache::{KEY_PANELS, Region};
 use crate::elementwise::load;
-use crate::panel::{AHEAD, Bf16, Element, prefetch_start};
+use crate::panel::{AHEAD, Bf16, prefetch_start};
 use crate::scratch::{Vector, tile_rows};
 use crate::simd::{LANES, Simd, math};
 
@@ -20,7 +20,7 @@ pub(super) const VECTORS: usize = ROW_BLOCK * BLOCKS + WIDE * TILE_ROWS;
 /// A tile of positions is two vectors of scores for each row of a tile of weights.
 const _: () = assert!(BLOCK_TOKENS == TILE_K && TILE_K == 2 * LANES && KEY_PANELS == WIDE);
 
-/// Sixteen rows or fewer from the first row of each pair of tiles: the pair's first row, and the rows of both.
+/// Pairs of tiles of rows: the first row, and how many rows each tile has.
 fn pairs(rows: usize) -> impl Iterator<Item = (usize, [usize; 2])> {
     (0..rows)
         .step_by(WIDE * TILE_ROWS)
@@ -93,7 +93,7 @@ impl<S: Simd> Work<'_, S> {
                 let ahead = (row == 0).then_some(AHEAD);
                 let operands = Operands { rows: both, a, b, c: targets(sums, row, both), steps, ahead };
                 // SAFETY: keys, packed queries and sums are what the slices above hold.
-                unsafe { unit.multiply(&mut self.tiles, &operands) };
+                unsafe { unit.multiply(&mut self.tile_state, &operands) };
             }
         }
     }
@@ -110,18 +110,18 @@ impl<S: Simd> Work<'_, S> {
             let (weights, edge) = tile_rows(self.widened).split_at_mut(ROW_BLOCK * BLOCKS);
             if seen - first < BLOCK_TOKENS {
                 // What is not seen has weight 0, but may be anything, even no number.
-                for p in 0..WIDE {
-                    let edge = &mut edge[p * TILE_ROWS..][..TILE_ROWS];
-                    copy_positions(values[p], seen - first, edge);
-                    b[p] = edge.as_ptr().cast();
-                }
+                let (even, odd) = edge.split_at_mut(TILE_ROWS);
+                b = [(values[0], even), (values[1], odd)].map(|(values, edge)| {
+                    copy_rows(values, seen - first, edge);
+                    edge.as_ptr().cast()
+                });
             }
             for (row, both) in pairs(rows) {
                 let a = activations(weights, row, both, BLOCKS, block..block + 1);
                 let ahead = (row == 0).then_some(AHEAD);
                 let c = targets(self.scores, row, both);
                 // SAFETY: values, packed weights and sums are what the slices above hold.
-                unsafe { unit.multiply(&mut self.tiles, &Operands { rows: both, a, b, c, steps: 1, ahead }) };
+                unsafe { unit.multiply(&mut self.tile_state, &Operands { rows: both, a, b, c, steps: 1, ahead }) };
             }
         }
     }
@@ -152,14 +152,4 @@ fn activations(
 fn targets(sums: &mut [Vector], row: usize, rows: [usize; 2]) -> [*mut Vector; 2] {
     let (first, second) = sums.split_at_mut(ROW_BLOCK);
     [first, second].map(|sums| sums[row..row + rows[0] + rows[1]].as_mut_ptr())
-}
-
-/// Copies the first `seen` positions of a panel of values, and zeros after them.
-fn copy_positions(panel: &[u8], seen: usize, to: &mut [TileRow]) {
-    to.fill(TileRow::ZERO);
-    for (position, column) in (0..seen).flat_map(|position| (0..LANES).map(move |column| (position, column))) {
-        let at = Bf16::offset(position, column);
-        let bits = u16::from_ne_bytes([panel[at], panel[at + 1]]);
-        to[at / size_of::<TileRow>()].0[at % size_of::<TileRow>() / 2] = bits;
-    }
 }

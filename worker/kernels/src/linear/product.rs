@@ -60,9 +60,8 @@ impl Product<'_> {
 /// When sizes contradict each other.
 pub(crate) fn run(cpu: &Cpu, products: &mut [Product<'_>]) {
     products.iter().for_each(Product::check);
-    let on_tiles =
-        |product: &Product<'_>| product.weight.format() == WeightFormat::Float(Format::Bf16) && product.out.rows() > 0;
-    match cpu.tiles() {
+    let on_tiles = |product: &Product<'_>| product.weight.format() == WeightFormat::Float(Format::Bf16);
+    match cpu.tile_unit() {
         Some(unit) if products.iter().any(on_tiles) => {
             tiles::run(cpu, unit, products, on_tiles);
             if !products.iter().all(on_tiles) {

@@ -9,10 +9,10 @@ use std::ops::Range;
 use super::product::Product;
 use super::target::{Target, panels_of_task};
 use crate::Cpu;
-use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileUnit, Tiles};
+use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileState, TileUnit, copy_rows};
 use crate::elementwise::load;
 use crate::memory::Disjoint;
-use crate::panel::{Bf16, Element, Prefetch};
+use crate::panel::Prefetch;
 use crate::scratch::{self, Vector, tile_rows};
 use crate::simd::{Kernel, LANES, Simd, math};
 
@@ -150,7 +150,7 @@ impl Kernel for Compute<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Compute { unit, product, task, sums, edge } = self;
-        let mut block = Block { unit, tiles: Tiles::new(), product, rows: task.rows.clone(), sums };
+        let mut block = Block { unit, state: TileState::new(), product, rows: task.rows.clone(), sums };
         for first in task.panels.clone().step_by(WIDE) {
             let panels = first..task.panels.end.min(first + WIDE);
             block.compute(panels.clone(), edge);
@@ -162,7 +162,7 @@ impl Kernel for Compute<'_> {
 /// The rows of a task, and the sums of the panels at hand.
 struct Block<'a> {
     unit: TileUnit,
-    tiles: Tiles,
+    state: TileState,
     product: &'a Shared<'a>,
     rows: Range<usize>,
     sums: &'a mut [Vector],
@@ -187,8 +187,9 @@ impl Block<'_> {
         if !rest[0].is_empty() {
             // Beyond a panel lies the next one, or nothing.
             let (first, second) = edge.split_at_mut(TILE_ROWS);
-            copy_pairs(rest[0], first);
-            copy_pairs(rest[1], second);
+            let left = weight.inputs() - full * TILE_K;
+            copy_rows(rest[0], left, tile_rows(first));
+            copy_rows(rest[1], left, tile_rows(second));
             // SAFETY: each copy is one tile.
             unsafe { self.add([first.as_ptr().cast(), second.as_ptr().cast()], full, 1, None) };
         }
@@ -216,7 +217,7 @@ impl Block<'_> {
             for (steps, ahead) in parts.into_iter().filter(|part| part.0 > 0) {
                 (operands.steps, operands.ahead) = (steps, ahead);
                 // SAFETY: the caller vouches for the weights; activations and sums are what the slices above hold.
-                unsafe { self.unit.multiply(&mut self.tiles, &operands) };
+                unsafe { self.unit.multiply(&mut self.state, &operands) };
                 operands.a[0] = operands.a[0].wrapping_add(steps * rows[0]);
                 operands.a[1] = operands.a[1].wrapping_add(steps * rows[1]);
                 operands.b = operands.b.map(|panel| panel.wrapping_add(steps * TILE_BYTES));
@@ -228,13 +229,5 @@ impl Block<'_> {
     fn activations(&self, row: usize, rows: usize, start: usize, steps: usize) -> *const TileRow {
         let tile = &self.product.packed[(self.rows.start + row) * self.product.steps..];
         tile[start * rows..][..steps * rows].as_ptr()
-    }
-}
-
-/// Copies the pairs of a panel, fewer than a tile has, and zeros after them.
-fn copy_pairs(pairs: &[u8], to: &mut [Vector]) {
-    to.fill(Vector::ZERO);
-    for (to, pair) in tile_rows(to).iter_mut().zip(pairs.chunks_exact(Bf16::PAIR_BYTES)) {
-        to.0.iter_mut().zip(pair.as_chunks().0).for_each(|(to, bytes)| *to = u16::from_ne_bytes(*bytes));
     }
 }

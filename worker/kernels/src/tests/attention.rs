@@ -135,7 +135,7 @@ impl Case {
 
     /// Whether queries and weights are rounded to bf16.
     fn rounds(&self, cpu: &Cpu) -> bool {
-        cpu.tiles().is_some() && self.format == KvFormat::Bf16 && self.dim.is_multiple_of(32)
+        cpu.tile_unit().is_some() && self.format == KvFormat::Bf16 && self.dim.is_multiple_of(32)
     }
 
     /// The result of one row as the formulas say, but for the rounding of weights.
@@ -196,7 +196,8 @@ proptest! {
 }
 
 fn small() -> (Case, Vec<Sequence>) {
-    let case = Case { lengths: vec![40], kv_heads: 2, group: 2, dim: 8, window: None, format: KvFormat::Bf16, seed: 5 };
+    let case =
+        Case { lengths: vec![40], kv_heads: 2, group: 2, dim: 32, window: None, format: KvFormat::Bf16, seed: 5 };
     let sequences = case.sequences();
     (case, sequences)
 }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::guard::{Guarded, gathered, side, strided};
 use super::{assert_close, assert_same, config, cpus, fused, noise, reference, rounds, seen, stored};
+use crate::linear::{Epilogue, Product, run};
 use crate::{Cpu, Format, Layout, Matrix, Rows, RowsMut, WeightFormat, Write, linear, swiglu};
 
 const FLOATS: [Format; 3] = [Format::F32, Format::Bf16, Format::F16];
@@ -52,7 +53,7 @@ struct Case {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    // Over the blocks of k (256), of panels (128 outputs), of rows (96) and all tile heights.
+    // Over the blocks of k (256, on tiles 512), of panels (128 outputs), of rows (96) and all tile heights.
     let rows = prop_oneof![4 => 1usize..10, 2 => 10usize..40, 1 => 90usize..200];
     let outputs = prop_oneof![3 => 1usize..40, 1 => 120usize..300];
     let inputs = prop_oneof![3 => 1usize..40, 1 => 250usize..270, 1 => 500usize..600];
@@ -206,7 +207,7 @@ fn a_value_that_float16_cannot_hold_is_refused_with_its_place() {
 
 #[test]
 fn a_row_that_is_not_finite_spoils_no_other_row() {
-    let (rows, inputs, outputs) = (9, 300, 40);
+    let (rows, inputs, outputs) = (35, 300, 40);
     let w = noise(1, outputs * inputs);
     let clean = noise(2, rows * inputs);
     let mut spoiled = clean.clone();
@@ -226,10 +227,60 @@ fn a_row_that_is_not_finite_spoils_no_other_row() {
 }
 
 #[test]
+fn rows_have_the_same_bits_in_every_block_of_rows() {
+    // Of so many inputs a task on tiles takes 32 rows.
+    let (rows, inputs, outputs) = (70, 8200, 20);
+    let (x, w) = (noise(3, rows * inputs), noise(4, outputs * inputs));
+    for cpu in fused() {
+        let weight = matrix(cpu, Format::Bf16, Layout::Plain, inputs, &w);
+        let mut all = vec![0.0; rows * outputs];
+        linear(cpu, Rows::new(&x, inputs), &weight, None, Write::Store, RowsMut::new(&mut all, outputs));
+        for row in [0, 31, 32, 63, 69] {
+            let mut alone = vec![0.0; outputs];
+            let x = Rows::new(&x[row * inputs..][..inputs], inputs);
+            linear(cpu, x, &weight, None, Write::Store, RowsMut::new(&mut alone, outputs));
+            assert_same(cpu, "row", &all[row * outputs..][..outputs], &alone);
+        }
+    }
+}
+
+#[test]
+fn products_of_different_formats_are_computed_as_each_alone() {
+    let (rows, inputs, outputs) = (5, 70, 20);
+    let x = noise(5, rows * inputs);
+    for cpu in cpus() {
+        let weights = [Format::F32, Format::Bf16, Format::F16]
+            .map(|format| matrix(cpu, format, Layout::Plain, inputs, &noise(6, outputs * inputs)));
+        let mut together = [(); 3].map(|()| vec![0.0; rows * outputs]);
+        let mut products: Vec<Product<'_>> = weights
+            .iter()
+            .zip(&mut together)
+            .map(|(weight, out)| Product {
+                x: Rows::new(&x, inputs),
+                rows: None,
+                weight,
+                bias: None,
+                epilogue: Epilogue::Store,
+                out: RowsMut::new(out, outputs),
+            })
+            .collect();
+        run(cpu, &mut products);
+        drop(products);
+        for (weight, together) in weights.iter().zip(&together) {
+            let mut alone = vec![0.0; rows * outputs];
+            linear(cpu, Rows::new(&x, inputs), weight, None, Write::Store, RowsMut::new(&mut alone, outputs));
+            assert_same(cpu, "alone", together, &alone);
+        }
+    }
+}
+
+#[test]
 fn no_rows_are_no_work() {
     for cpu in cpus() {
-        let weight = matrix(cpu, Format::F32, Layout::Plain, 3, &[1.0; 6]);
-        linear(cpu, Rows::new(&[], 3), &weight, None, Write::Store, RowsMut::new(&mut [], 2));
+        for format in FORMATS {
+            let weight = matrix(cpu, format, Layout::Plain, 3, &[1.0; 6]);
+            linear(cpu, Rows::new(&[], 3), &weight, None, Write::Store, RowsMut::new(&mut [], 2));
+        }
     }
 }
 

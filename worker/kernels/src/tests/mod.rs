@@ -64,7 +64,7 @@ fn stored(format: Format, value: f32) -> f32 {
 
 /// Whether activations are rounded to bf16 before they are multiplied.
 fn rounds(cpu: &Cpu, format: WeightFormat) -> bool {
-    cpu.tiles().is_some() && format == WeightFormat::Float(Format::Bf16)
+    cpu.tile_unit().is_some() && format == WeightFormat::Float(Format::Bf16)
 }
 
 /// Activations as they enter a product.
