@@ -23,6 +23,7 @@ pub mod blocks;
 mod client;
 pub mod config;
 pub mod cost;
+mod dead_end;
 mod figures;
 pub mod guide;
 pub mod handle;

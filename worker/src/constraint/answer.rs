@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use super::matcher::{Matcher, Place};
+use super::matcher::{Matcher, Place, Stuck};
 use super::pool::Done;
 use super::thinking::Reasoning;
 use super::{ConstraintError, Grammar};
@@ -60,7 +60,7 @@ impl Answer {
                 State::At(matcher, place)
             }
             Ok(Done { place: Err(error), .. }) => State::lost(&error),
-            Err(_gone) => State::lost("the grammar's interpreter failed"),
+            Err(_gone) => State::lost(&interpreter_failed()),
         };
     }
 }
@@ -98,9 +98,17 @@ fn hurry(grammar: &Grammar, said: &[u32]) -> Option<(Matcher, Place)> {
 }
 
 impl State {
-    fn lost(error: &str) -> Self {
-        Self::Lost(GuideError(format!("sampling.constraint cannot be followed any further: {error}")))
+    fn lost(stuck: &Stuck) -> Self {
+        let begin = "sampling.constraint cannot be followed any further";
+        Self::Lost(match stuck {
+            Stuck::Nothing => GuideError::Nothing(format!("{begin}: {stuck}; send one that leads on from everywhere")),
+            Stuck::Failed(_) => GuideError::Failed(format!("{begin}: {stuck}")),
+        })
     }
+}
+
+fn interpreter_failed() -> Stuck {
+    Stuck::Failed("the grammar's interpreter failed".to_owned())
 }
 
 impl Guide for Answer {
@@ -113,7 +121,7 @@ impl Guide for Answer {
             State::At(_, Place::Within(mask)) => Ok(Next::Within(mask)),
             State::At(_, Place::Over) => Ok(Next::Over(&self.grammar.vocabulary.ends)),
             State::Lost(error) => Err(error.clone()),
-            State::Moving(_) => Err(GuideError("the grammar's interpreter failed".to_owned())),
+            State::Moving(_) => Err(GuideError::Failed(interpreter_failed().to_string())),
         }
     }
 
@@ -125,7 +133,10 @@ impl Guide for Answer {
             return;
         }
         self.settle();
-        let state = std::mem::replace(&mut self.state, State::lost("the engine went on behind its end"));
+        let state = std::mem::replace(
+            &mut self.state,
+            State::lost(&Stuck::Failed("the engine went on behind its end".to_owned())),
+        );
         if let State::At(matcher, Place::Within(_)) = state {
             let vocabulary = Arc::clone(&self.grammar.vocabulary);
             self.state = State::Moving(self.grammar.pool.advance(matcher, token, vocabulary));

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::matcher::{Matcher, Place};
+use super::matcher::{Matcher, Place, Stuck};
 use super::vocabulary::Vocabulary;
 use super::{ConstraintError, unexpected};
 
@@ -27,7 +27,7 @@ pub(super) struct Done {
     /// Behind the token.
     pub(super) matcher: Matcher,
     /// What may come next.
-    pub(super) place: Result<Place, String>,
+    pub(super) place: Result<Place, Stuck>,
     /// How long that took.
     pub(super) took: Duration,
 }

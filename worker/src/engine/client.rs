@@ -11,6 +11,7 @@ use crate::executor::RowScore;
 use crate::sampling::{Chosen, Narrowing, SampleError, Sampler, Scratch};
 
 use super::admission::Permit;
+use super::dead_end::{Ban, CONSTRAINT, dead_end};
 use super::guide::{Guide, GuideError, Next};
 use super::handle::{Reader, Submission};
 use super::observer::{Outcome, RequestReport};
@@ -63,15 +64,6 @@ pub(super) enum Fate {
     CaughtUp,
     /// It ends.
     Ends(End),
-}
-
-/// Why no token could be chosen. The sentence is for the caller.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Unchosen {
-    #[error(transparent)]
-    Sample(#[from] SampleError),
-    #[error(transparent)]
-    Guide(#[from] GuideError),
 }
 
 /// What follows from a delivered token.
@@ -189,11 +181,11 @@ impl Client {
         self.tally.prompt_read(now);
     }
 
-    /// Chooses its next token from a row of logits, which is spoilt.
-    pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, Unchosen> {
+    /// Chooses its next token from a row of logits, which is spoilt. The error says why there is none.
+    pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, Failure> {
         let position = self.tally.usage().completion_tokens;
         let too_early = position < self.min_tokens;
-        let next = self.guide.as_mut().map(|guide| guide.next()).transpose()?;
+        let next = self.guide.as_mut().map(|guide| guide.next()).transpose().map_err(unguided)?;
         let stops: &[u32] = if too_early { &self.stop_token_ids } else { &[] };
         let eos = |banned: bool| if banned { &self.eos_token_ids[..] } else { &[] };
         let (banned, mask): ([&[u32]; 3], _) = match next {
@@ -204,7 +196,21 @@ impl Client {
             Some(Next::Over(ends)) => ([&[]; 3], Some(ends)),
         };
         let narrowing = Narrowing { banned: &banned, mask, alone: matches!(next, Some(Next::Over(_))) };
-        Ok(self.sampler.sample(logits, position, narrowing, scratch)?)
+        let chosen = self.sampler.sample(logits, position, narrowing, scratch);
+        chosen.map_err(|error| match error {
+            SampleError::NotFinite(_) => Failure { kind: FailureKind::Internal, message: error.to_string() },
+            SampleError::NothingAllowed => {
+                let [biased, words] = self.sampler.forbidden();
+                let bans: [Ban<'_>; 5] = [
+                    ("sampling.logit_bias", &biased),
+                    ("sampling.bad_words", &words),
+                    ("sampling.min_tokens", eos(too_early)),
+                    ("sampling.min_tokens", stops),
+                    ("sampling.ignore_eos", eos(self.ignore_eos)),
+                ];
+                dead_end(position, mask, &bans)
+            }
+        })
     }
 
     /// Sends a token; the latency that it ends is given too: to the first token, or between two.
@@ -309,6 +315,15 @@ impl Client {
     fn send(&self, event: Event) {
         let _ = self.events.try_send(event);
     }
+}
+
+/// The failure of an answer whose guide knows nothing more.
+fn unguided(error: GuideError) -> Failure {
+    let kind = match error {
+        GuideError::Nothing(_) => FailureKind::Unanswerable(CONSTRAINT),
+        GuideError::Failed(_) => FailureKind::Internal,
+    };
+    Failure { kind, message: error.to_string() }
 }
 
 /// The latency that a token ends.

@@ -28,5 +28,11 @@ pub enum Next<'a> {
 
 /// Why a guide does not know what may come next. A sentence for the caller.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct GuideError(pub String);
+pub enum GuideError {
+    /// What the caller asked for lets nothing come next.
+    #[error("{0}")]
+    Nothing(String),
+    /// It could not find out.
+    #[error("{0}")]
+    Failed(String),
+}

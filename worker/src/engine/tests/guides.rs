@@ -27,7 +27,7 @@ impl Guide for Scripted {
     fn next(&mut self) -> Result<Next<'_>, GuideError> {
         let place = self.heard.lock().unwrap().len();
         if self.fails_at == Some(place) {
-            return Err(GuideError("it is lost".to_owned()));
+            return Err(GuideError::Failed("it is lost".to_owned()));
         }
         Ok(match place.checked_sub(self.free) {
             None => Next::Free(&[7, 8]),
@@ -98,4 +98,20 @@ async fn a_guide_that_is_lost_fails_its_request_alone() {
     let failure = failed(lost).await;
     assert_eq!((failure.kind, failure.message.as_str()), (FailureKind::Internal, "it is lost"));
     assert_eq!(finished(well).await.0, [11, 12, 13, END]);
+}
+
+#[tokio::test]
+async fn an_answer_whose_guide_allows_only_what_its_request_forbids_fails_by_the_names_of_both() {
+    let fixture = start(config(), 100);
+    let mut contradicting = guided(false, 9);
+    contradicting.sampling.bad_words = vec![vec![11, 12]];
+    let (guide, _) = Scripted::new(0, &[11, 12, 13], None);
+    let failure = failed(fixture.engine.submit_guided(contradicting, Some(guide)).unwrap()).await;
+    assert_eq!(failure.kind, FailureKind::Unanswerable("sampling.constraint"));
+    assert_eq!(
+        failure.message,
+        "sampling.constraint allows the answer after 1 token only tokens that bad_words and min_tokens forbid; allow one of \
+         them, or change the constraint"
+    );
+    fixture.settled().await;
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::engine::client::{Delivery, End};
-use crate::engine::request::FinishReason;
+use crate::engine::request::{FailureKind, FinishReason};
 use crate::engine::scheduler::{Part, SequenceId, Step};
 use crate::executor::{Reading, Readout, StepOutput};
 
@@ -29,9 +29,11 @@ impl Turns {
             let Some(client) = self.clients.get_mut(part.id.0).and_then(Option::as_mut) else { continue };
             let chosen = match client.sample(&mut logits, &mut self.scratch) {
                 Ok(chosen) => chosen,
-                Err(error) => {
-                    tracing::error!(request = client.id(), "{error}");
-                    self.end(part.id, internal(error.to_string()));
+                Err(failure) => {
+                    if failure.kind == FailureKind::Internal {
+                        tracing::error!(request = client.id(), "{failure}");
+                    }
+                    self.end(part.id, End::Failed(failure));
                     continue;
                 }
             };
