@@ -1,8 +1,8 @@
 //! The guide of one answer.
 
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use super::matcher::{Matcher, Place, Stuck};
 use super::pool::Done;
@@ -24,8 +24,8 @@ pub(super) struct Answer {
 enum State {
     /// It is known what may come next.
     At(Matcher, Place),
-    /// That is being worked out.
-    Moving(Receiver<Done>),
+    /// That is being worked out, and has been waited for for so long.
+    Moving(Receiver<Done>, Duration),
     /// That cannot be worked out.
     Lost(GuideError),
 }
@@ -47,13 +47,20 @@ impl Answer {
         Ok(Self { grammar, reasoning, state: State::At(matcher, place) })
     }
 
-    /// Waits for what is being worked out.
-    fn settle(&mut self) {
-        let State::Moving(done) = &self.state else { return };
+    /// Waits for what is being worked out, until some moment if one is given. Whether that is over.
+    fn settle(&mut self, until: Option<Instant>) -> bool {
+        let State::Moving(done, waited) = &mut self.state else { return true };
         let begun = Instant::now();
-        let done = done.recv();
+        let done = match until {
+            None => done.recv().map_err(|_gone| RecvTimeoutError::Disconnected),
+            Some(until) => done.recv_timeout(until.saturating_duration_since(begun)),
+        };
+        *waited += begun.elapsed();
+        if matches!(done, Err(RecvTimeoutError::Timeout)) {
+            return false;
+        }
         let observer = &self.grammar.observer;
-        observer.waited(begun.elapsed());
+        observer.waited(*waited);
         self.state = match done {
             Ok(Done { matcher, place: Ok(place), took }) => {
                 observer.masked(took);
@@ -62,6 +69,7 @@ impl Answer {
             Ok(Done { place: Err(error), .. }) => State::lost(&error),
             Err(_gone) => State::lost(&interpreter_failed()),
         };
+        true
     }
 }
 
@@ -112,16 +120,20 @@ fn interpreter_failed() -> Stuck {
 }
 
 impl Guide for Answer {
+    fn wait(&mut self, until: Instant) -> bool {
+        self.reasoning.is_some() || self.settle(Some(until))
+    }
+
     fn next(&mut self) -> Result<Next<'_>, GuideError> {
         if let Some(reasoning) = self.reasoning {
             return Ok(Next::Free(self.grammar.vocabulary.crossings.after(reasoning)));
         }
-        self.settle();
+        self.settle(None);
         match &self.state {
             State::At(_, Place::Within(mask)) => Ok(Next::Within(mask)),
             State::At(_, Place::Over) => Ok(Next::Over(&self.grammar.vocabulary.ends)),
             State::Lost(error) => Err(error.clone()),
-            State::Moving(_) => Err(GuideError::Failed(interpreter_failed().to_string())),
+            State::Moving(..) => Err(GuideError::Failed(interpreter_failed().to_string())),
         }
     }
 
@@ -132,14 +144,14 @@ impl Guide for Answer {
             }
             return;
         }
-        self.settle();
+        self.settle(None);
         let state = std::mem::replace(
             &mut self.state,
             State::lost(&Stuck::Failed("the engine went on behind its end".to_owned())),
         );
         if let State::At(matcher, Place::Within(_)) = state {
             let vocabulary = Arc::clone(&self.grammar.vocabulary);
-            self.state = State::Moving(self.grammar.pool.advance(matcher, token, vocabulary));
+            self.state = State::Moving(self.grammar.pool.advance(matcher, token, vocabulary), Duration::ZERO);
         }
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Client {
     id: String,
     sampler: Sampler,
     guide: Option<Box<dyn Guide>>,
+    /// Those of its next token, until that is chosen.
+    logits: Option<Vec<f32>>,
     tally: Tally,
     events: mpsc::Sender<Event>,
     reader: Arc<Reader>,
@@ -119,6 +121,7 @@ impl Client {
             ignore_eos: request.ignore_eos,
             sampler,
             guide,
+            logits: None,
             tally,
             events,
             reader,
@@ -144,8 +147,25 @@ impl Client {
         self.tally.usage().prompt_tokens as usize
     }
 
+    /// It has to be computed again, its latest logits too.
     pub(super) fn note_preemption(&mut self) {
         self.preemptions += 1;
+        self.logits = None;
+    }
+
+    /// Takes the logits of its next token.
+    pub(super) fn keep(&mut self, logits: Vec<f32>) {
+        self.logits = Some(logits);
+    }
+
+    /// Whether it has logits of which no token was chosen yet.
+    pub(super) fn is_held(&self) -> bool {
+        self.logits.is_some()
+    }
+
+    /// Waits until its next token can be chosen, but not beyond a moment. Whether it can.
+    pub(super) fn wait(&mut self, until: Instant) -> bool {
+        self.guide.as_mut().is_none_or(|guide| guide.wait(until))
     }
 
     /// It left the queue for the first time.
@@ -181,8 +201,13 @@ impl Client {
         self.tally.prompt_read(now);
     }
 
-    /// Chooses its next token from a row of logits, which is spoilt. The error says why there is none.
-    pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, Failure> {
+    /// Chooses its next token from the logits that it has; `None` if it has none. The error says why there is no token.
+    pub(super) fn sample(&mut self, scratch: &mut Scratch) -> Option<Result<Chosen, Failure>> {
+        let mut logits = self.logits.take()?;
+        Some(self.choose(&mut logits, scratch))
+    }
+
+    fn choose(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, Failure> {
         let position = self.tally.usage().completion_tokens;
         let too_early = position < self.min_tokens;
         let next = self.guide.as_mut().map(|guide| guide.next()).transpose().map_err(unguided)?;
