@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::matcher::{Matcher, Place, Stuck};
-use super::pool::Done;
+use super::pool::{Done, Origin};
 use super::thinking::Reasoning;
 use super::{ConstraintError, Grammar};
 use crate::engine::{Guide, GuideError, Next};
@@ -22,6 +22,8 @@ pub(super) struct Answer {
 }
 
 enum State {
+    /// It said nothing under its grammar yet, and has no matcher of its own: whoever waits in the queue takes no memory.
+    Fresh,
     /// It is known what may come next.
     At(Matcher, Place),
     /// That is being worked out, and has been waited for for so long.
@@ -43,8 +45,14 @@ impl Answer {
                 reasoning = None;
             }
         }
-        let (matcher, place) = go_on(&grammar, thought, &emitted[thought..])?;
-        Ok(Self { grammar, reasoning, state: State::At(matcher, place) })
+        let state = match &emitted[thought..] {
+            [] => State::Fresh,
+            said => {
+                let (matcher, place) = go_on(&grammar, thought, said)?;
+                State::At(matcher, place)
+            }
+        };
+        Ok(Self { grammar, reasoning, state })
     }
 
     /// Waits for what is being worked out, until some moment if one is given. Whether that is over.
@@ -129,12 +137,16 @@ impl Guide for Answer {
             return Ok(Next::Free(self.grammar.vocabulary.crossings.after(reasoning)));
         }
         self.settle(None);
-        match &self.state {
-            State::At(_, Place::Within(mask)) => Ok(Next::Within(mask)),
-            State::At(_, Place::Over) => Ok(Next::Over(&self.grammar.vocabulary.ends)),
-            State::Lost(error) => Err(error.clone()),
-            State::Moving(..) => Err(GuideError::Failed(interpreter_failed().to_string())),
-        }
+        let place = match &self.state {
+            State::Fresh => &self.grammar.first,
+            State::At(_, place) => place,
+            State::Lost(error) => return Err(error.clone()),
+            State::Moving(..) => return Err(GuideError::Failed(interpreter_failed().to_string())),
+        };
+        Ok(match place {
+            Place::Within(mask) => Next::Within(mask),
+            Place::Over => Next::Over(&self.grammar.vocabulary.ends),
+        })
     }
 
     fn advance(&mut self, token: u32) {
@@ -149,9 +161,12 @@ impl Guide for Answer {
             &mut self.state,
             State::lost(&Stuck::Failed("the engine went on behind its end".to_owned())),
         );
-        if let State::At(matcher, Place::Within(_)) = state {
-            let vocabulary = Arc::clone(&self.grammar.vocabulary);
-            self.state = State::Moving(self.grammar.pool.advance(matcher, token, vocabulary), Duration::ZERO);
-        }
+        let from = match state {
+            State::Fresh => Origin::Beginning(Arc::clone(&self.grammar)),
+            State::At(matcher, Place::Within(_)) => Origin::Place(matcher),
+            _ => return,
+        };
+        let vocabulary = Arc::clone(&self.grammar.vocabulary);
+        self.state = State::Moving(self.grammar.pool.advance(from, token, vocabulary), Duration::ZERO);
     }
 }
