@@ -2,8 +2,9 @@
 //! feel of it.
 //!
 //! `cargo bench --workspace --bench constraint`. Masks: answers to realistic schemas, token by token; the aim is a p99 of a
-//! millisecond. Streams: random weights in the shape of ERNIE-4.5-0.3B, constrained and free in turn; the aim is an
-//! inter-token latency that is at most a tenth longer. `… -- --bench masks` measures the masks alone.
+//! millisecond. Streams: random weights in the shape of ERNIE-4.5-0.3B, of which half are constrained and free in turn; the aim
+//! is an inter-token latency that is at most a tenth longer, of those and of the others. `… -- masks`, `… -- streams` and
+//! `… -- memory`, what answers take while they are written, measure one of them alone.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use ernie_worker::bench::figures::Percentiles;
 use ernie_worker::constraint::{Constraint, Grammars, Observer};
-use ernie_worker::engine::Next;
+use ernie_worker::engine::{Guide, Next};
 use ernie_worker::tokenizer::Tokenizer;
 
 use vocabulary::{END, VOCAB};
@@ -43,8 +44,14 @@ impl Observer for Times {
     fn waited(&self, _: Duration) {}
 }
 
-/// Writes a text under a constraint, with the longest token that is allowed at each place.
-fn write(grammars: &Grammars, tokenizer: &Tokenizer, ids: &vocabulary::Ids, constraint: &Constraint, text: &str) {
+/// Writes a text under a constraint, with the longest token that is allowed at each place. Gives the guide behind it.
+fn write(
+    grammars: &Grammars,
+    tokenizer: &Tokenizer,
+    ids: &vocabulary::Ids,
+    constraint: &Constraint,
+    text: &str,
+) -> Box<dyn Guide> {
     let grammar = grammars.compile(constraint).unwrap();
     let mut guide = grammar.start(false, &[]).unwrap();
     let mut rest = text.as_bytes();
@@ -56,6 +63,26 @@ fn write(grammars: &Grammars, tokenizer: &Tokenizer, ids: &vocabulary::Ids, cons
         guide.advance(id);
     }
     guide.next().unwrap();
+    guide
+}
+
+/// Answers of which the memory is measured.
+const ALIVE: usize = 64;
+
+/// Prints what each answer takes once it is written, beside the grammar that all of them share.
+fn memory() {
+    let tokenizer = Arc::new(vocabulary::tokenizer());
+    let ids = vocabulary::Ids::new(&tokenizer);
+    let grammars = Grammars::new(Arc::clone(&tokenizer), VOCAB, [END].into(), Arc::new(()));
+    let mut alive = Vec::new();
+    for (name, constraint, texts) in answers::all() {
+        let mut more = || alive.extend((0..ALIVE).map(|_| write(&grammars, &tokenizer, &ids, &constraint, &texts[0])));
+        // The first fill what compiling left free, and so none is dropped.
+        more();
+        let before = resident();
+        more();
+        println!("memory, {name:22} {:5} KiB an answer", (resident().saturating_sub(before) / ALIVE as u64) >> 10);
+    }
 }
 
 fn masks() {
@@ -75,13 +102,13 @@ fn masks() {
     for (name, constraint, texts) in answers::all() {
         times.masked.lock().unwrap().clear();
         for text in &texts {
-            write(&grammars, &tokenizer, &ids, &constraint, text);
+            drop(write(&grammars, &tokenizer, &ids, &constraint, text));
         }
         report(name, &times.masked.lock().unwrap());
     }
     times.masked.lock().unwrap().clear();
     for (_, constraint, texts) in answers::all() {
-        texts.iter().for_each(|text| write(&grammars, &tokenizer, &ids, &constraint, text));
+        texts.iter().for_each(|text| drop(write(&grammars, &tokenizer, &ids, &constraint, text)));
     }
     report("all", &times.masked.lock().unwrap());
     let compiled = times.compiled.lock().unwrap().clone();
@@ -114,11 +141,8 @@ fn main() {
         // `cargo test --benches` asks for no figures
         return;
     }
-    let only = |part: &str| arguments.iter().any(|argument| argument == part);
-    if !only("streams") {
-        masks();
-    }
-    if !only("masks") {
-        streams::measure();
-    }
+    const PARTS: [(&str, fn()); 3] = [("memory", memory), ("masks", masks), ("streams", streams::measure)];
+    let asked = |part: &str| arguments.iter().any(|argument| argument == part);
+    let all = !PARTS.iter().any(|(part, _)| asked(part));
+    PARTS.iter().filter(|(part, _)| all || asked(part)).for_each(|(_, measure)| measure());
 }

@@ -2,7 +2,8 @@
 //!
 //! llguidance says for each place of an answer which tokens may stand there. [`Grammars`] compiles what clients ask for and
 //! remembers the last few; a [`Grammar`] starts a [`Guide`] for each answer. The work on masks is done on threads of its
-//! own, from the moment a token is chosen, beside the next forward pass; the engine waits for it when it samples.
+//! own, from the moment a token is chosen, beside the next forward pass; the engine waits for it a little when it samples, and
+//! then goes on with the other answers.
 //!
 //! - `vocabulary`: the tokenizer's pieces as llguidance's trie; `compile`: text to grammar, within limits; `size`: the limits
 //!   that llguidance checks too late; `turns`: how much is compiled at once;

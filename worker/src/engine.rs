@@ -14,7 +14,7 @@
 //! - `sequence` is one request's life; `turn` is the loop: plan, forward, sample, deliver.
 //!
 //! A request may come with a [`Guide`], which follows its answer and narrows each token; what it knows of grammars is its
-//! own affair.
+//! own affair. Where it is not ready in time, the sequence keeps its logits and takes part in no step until its token is chosen.
 //!
 //! Nothing here names a tensor or a protobuf.
 
@@ -23,6 +23,7 @@ pub mod blocks;
 mod client;
 pub mod config;
 pub mod cost;
+mod dead_end;
 mod figures;
 pub mod guide;
 pub mod handle;

@@ -30,6 +30,9 @@ const LEAST_TEXT: usize = 64 << 10;
 const TOKENIZER_FACTOR: u64 = 8;
 /// What constraints take for each token of the vocabulary once there is one: the trie, its slices and masks.
 const CONSTRAINT_FACTOR: u64 = 640;
+/// What each answer that follows one takes beside that, again for each token of the vocabulary: an interpreter of its own, with
+/// what it has worked out so far. 134 to 922 KiB, measured at a vocabulary of 103,424 by the bench `constraint -- memory`.
+const CONSTRAINED_ANSWER_FACTOR: u64 = 10;
 /// What is taken on a CUDA device beside what the plan counts: the workspace of cuBLAS, candle's kernels, and what the
 /// allocator rounds up. An estimate.
 const DEVICE_OVERHEAD: u64 = 512 << 20;
@@ -125,7 +128,9 @@ impl MemoryPlan {
             limit_source: options.memory_limit.map(|limit| limit.source),
             max_model_len: longest,
         };
-        let constraints = CONSTRAINT_FACTOR * config.vocab_size as u64;
+        // Answers that wait for their turn take nothing yet.
+        let answers = CONSTRAINED_ANSWER_FACTOR * options.max_num_seqs as u64;
+        let constraints = (CONSTRAINT_FACTOR + answers) * config.vocab_size as u64;
         let fixed = OVERHEAD + TOKENIZER_FACTOR * tokenizer_bytes(checkpoint) + constraints;
         let mut context = longest;
         loop {

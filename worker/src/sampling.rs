@@ -15,6 +15,7 @@ pub use mask::Mask;
 pub use params::{InvalidSampling, SamplingParams};
 
 use crate::executor::RowScore;
+use params::BAN;
 use penalties::History;
 use softmax::Weight;
 use survivors::{Candidate, Survivors};
@@ -51,9 +52,7 @@ pub enum SampleError {
     #[error("the model computed a logit that is not finite (of token {0})")]
     NotFinite(u32),
     /// Bias, bans and mask forbid every token.
-    #[error(
-        "no token is allowed: constraint, logit_bias, bad_words and min_tokens together forbid the whole vocabulary"
-    )]
+    #[error("no token is allowed")]
     NothingAllowed,
 }
 
@@ -135,6 +134,13 @@ impl Sampler {
         });
         self.history.push(id);
         Ok(Chosen { id, logprobs })
+    }
+
+    /// The tokens that the parameters forbid at the next place: those that `logit_bias` bans, and those that would complete
+    /// one of `bad_words`.
+    pub fn forbidden(&self) -> [Vec<u32>; 2] {
+        let banned = self.params.logit_bias.iter().filter(|(_, bias)| *bias <= BAN).map(|&(token, _)| token);
+        [banned.collect(), self.history.completing(&self.params.bad_words).collect()]
     }
 
     /// The token, or `None` when every logit is minus infinity.

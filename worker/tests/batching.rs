@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ernie_worker::engine::{
-    Engine, EngineConfig, EngineHandle, Event, FinishReason, Observer, RejectionKind, Request, RequestReport,
-    StepReport,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, FinishReason, Guide, GuideError, Next, Observer,
+    RejectionKind, Request, RequestReport, StepReport,
 };
 use ernie_worker::model::{self, Checkpoint, DtypeChoice, KvSize, LoadOptions};
-use ernie_worker::sampling::SamplingParams;
+use ernie_worker::sampling::{Mask, SamplingParams};
 use ernie_worker::tokenizer::Tokenizer;
 
 /// What happened, summed over all steps.
@@ -97,7 +97,11 @@ fn requests() -> Vec<Request> {
 
 /// Submits everything at once, and gives the answers in order.
 async fn answers(engine: &EngineHandle, requests: &[Request]) -> Vec<(Vec<u32>, FinishReason)> {
-    let mut streams: VecDeque<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    read(requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect()).await
+}
+
+/// Gives the answers in order.
+async fn read(mut streams: VecDeque<EventStream>) -> Vec<(Vec<u32>, FinishReason)> {
     let mut answers = vec![];
     while let Some(mut stream) = streams.pop_front() {
         let mut tokens = vec![];
@@ -126,6 +130,25 @@ async fn alone() -> Vec<(Vec<u32>, FinishReason)> {
     all
 }
 
+/// Allows everything, but is ready only each third time it is asked.
+struct Dawdling {
+    everything: Mask,
+    asked: usize,
+}
+
+impl Guide for Dawdling {
+    fn wait(&mut self, _: Instant) -> bool {
+        self.asked += 1;
+        self.asked.is_multiple_of(3)
+    }
+
+    fn next(&mut self) -> Result<Next<'_>, GuideError> {
+        Ok(Next::Within(&self.everything))
+    }
+
+    fn advance(&mut self, _: u32) {}
+}
+
 fn assert_same(mode: &str, expected: &[(Vec<u32>, FinishReason)], got: &[(Vec<u32>, FinishReason)]) {
     let different: Vec<_> = (0..expected.len()).filter(|&index| expected[index] != got[index]).collect();
     assert!(different.is_empty(), "{mode}: the answers to requests {different:?} differ from those alone");
@@ -151,6 +174,23 @@ async fn greedy_and_seeded_answers_equal_those_alone_in_every_mode() {
     let (engine, happened) = start(14, EngineConfig { enable_prefix_caching: false, ..config() });
     assert_same("with preemptions", &expected, &answers(&engine, &requests).await);
     assert!(happened.sum().preemptions > 0, "{:?}", happened.sum());
+}
+
+#[tokio::test]
+async fn answers_that_are_held_back_by_their_guides_equal_those_alone_and_so_do_those_beside_them() {
+    let expected = alone().await;
+    for (mode, blocks) in [("held back", 512), ("held back and preempted", 14)] {
+        let (engine, happened) = start(blocks, EngineConfig { enable_prefix_caching: blocks > 14, ..config() });
+        let vocab = engine.limits().vocab;
+        let submit = |request: Request| {
+            let everything = Mask::of(0..vocab as u32, vocab);
+            // A guide bans the ends that its request ignores.
+            let guide = (!request.ignore_eos).then(|| Box::new(Dawdling { everything, asked: 0 }) as Box<dyn Guide>);
+            engine.submit_guided(request, guide).unwrap()
+        };
+        assert_same(mode, &expected, &read(requests().into_iter().map(submit).collect()).await);
+        assert!(happened.sum().preemptions > 0 || blocks > 14, "{:?}", happened.sum());
+    }
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
-//! Inter-token latency of running streams, constrained and free in turn.
+//! Inter-token latency of running streams: of constrained ones, and of free ones beside them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ernie_worker::bench::figures::{Percentiles, Spread};
+use ernie_worker::bench::figures::Percentiles;
 use ernie_worker::bench::synthetic::Shape;
 use ernie_worker::constraint::{Constraint, Grammar, Grammars};
 use ernie_worker::engine::{Engine, EngineConfig, EngineHandle, Event, Health, Request};
@@ -13,8 +13,8 @@ use ernie_workload::Chance;
 
 use crate::vocabulary::{self, END, VOCAB};
 
-/// Streams that run side by side.
-const STREAMS: [usize; 2] = [1, 8];
+/// Streams that are constrained in turn with being free, and as many beside them that are always free.
+const STREAMS: [usize; 2] = [1, 4];
 /// Tokens of each answer.
 const TOKENS: usize = 64;
 /// Times that each way is measured, in turn with the other.
@@ -38,16 +38,19 @@ fn request(chance: &mut Chance) -> Request {
     }
 }
 
-/// Times between the tokens of so many answers that begin together.
-async fn gaps(engine: &EngineHandle, streams: usize, grammar: Option<&Arc<Grammar>>, seed: u64) -> Vec<f64> {
+/// Seconds between the tokens of answers that begin together: of so many that follow the grammar if there is one, and of as
+/// many that are free.
+async fn gaps(engine: &EngineHandle, streams: usize, grammar: Option<&Arc<Grammar>>, seed: u64) -> [Vec<f64>; 2] {
     let mut chance = Chance::new(seed, 0);
-    let submit = |_| {
+    let submit = |index: usize| {
+        let grammar = grammar.filter(|_| index.is_multiple_of(2));
         let guide = grammar.map(|grammar| grammar.start(false, &[]).unwrap());
         engine.submit_guided(request(&mut chance), guide).unwrap()
     };
-    let submitted: Vec<_> = (0..streams).map(submit).collect();
-    let mut gaps = Vec::new();
-    for mut stream in submitted {
+    let submitted: Vec<_> = (0..2 * streams).map(submit).collect();
+    let mut gaps = [Vec::new(), Vec::new()];
+    for (index, mut stream) in submitted.into_iter().enumerate() {
+        let gaps = &mut gaps[index % 2];
         let mut last: Option<Instant> = None;
         while let Some(event) = stream.next().await {
             match event {
@@ -63,12 +66,12 @@ async fn gaps(engine: &EngineHandle, streams: usize, grammar: Option<&Arc<Gramma
     gaps
 }
 
-/// Prints the latencies of both ways, and their ratio.
+/// Prints the latencies of both kinds of streams, with and without a constraint, and their ratio.
 pub fn measure() {
     let folder = tempfile::tempdir().unwrap();
     Shape::ERNIE_0_3B.write(folder.path()).unwrap();
     let checkpoint = Checkpoint::inspect(folder.path()).unwrap();
-    let most = STREAMS.into_iter().max().unwrap_or(1);
+    let most = 2 * STREAMS.into_iter().max().unwrap_or(1);
     let options = LoadOptions {
         kv: KvSize::Blocks(most * 8),
         max_model_len: Some(256),
@@ -85,20 +88,32 @@ pub fn measure() {
         let mut health = engine.health();
         health.wait_for(|health| !matches!(health, Health::Starting)).await.unwrap();
         for streams in STREAMS {
-            let ways = [("free", None), ("constrained", Some(&grammar))];
-            let mut medians = vec![Vec::new(); ways.len()];
+            let (mut without, mut with) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
             for round in 0..ROUNDS as u64 {
-                for ((_, grammar), medians) in ways.iter().zip(&mut medians) {
-                    medians.push(Percentiles::of(gaps(&engine, streams, *grammar, round).await).unwrap().p50);
+                for (grammar, all) in [(None, &mut without), (Some(&grammar), &mut with)] {
+                    let gaps = gaps(&engine, streams, grammar, round).await;
+                    all.iter_mut().zip(gaps).for_each(|(all, gaps)| all.extend(gaps));
                 }
             }
-            let of = |values: &[f64]| Spread::of(values.to_vec()).unwrap().median * 1e3;
-            let [free, constrained] = [of(&medians[0]), of(&medians[1])];
-            println!(
-                "{streams} streams, ITL p50, median of {ROUNDS}: free {free:.2} ms, constrained {constrained:.2} ms, ratio {:.3}",
-                constrained / free
-            );
+            for (kind, (without, with)) in ["those", "the others"].into_iter().zip(without.into_iter().zip(with)) {
+                report(streams, kind, without, with);
+            }
         }
         engine.drain(Instant::now()).await;
     });
+}
+
+/// Prints the latencies of one kind of streams.
+fn report(streams: usize, kind: &str, without: Vec<f64>, with: Vec<f64>) {
+    let gaps = with.len();
+    let [without, with] = [without, with].map(|gaps| Percentiles::of(gaps).unwrap());
+    let line = |without: f64, with: f64| {
+        format!("{:.2} ms, without constraints {:.2} ms, ratio {:.3}", with * 1e3, without * 1e3, with / without)
+    };
+    println!(
+        "{streams} of {} streams constrained, ITL of {kind:10} ({gaps} tokens): p50 {}; p99 {}",
+        2 * streams,
+        line(without.p50, with.p50),
+        line(without.p99, with.p99)
+    );
 }

@@ -1,11 +1,11 @@
 //! The guide of one answer.
 
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
-use super::matcher::{Matcher, Place};
-use super::pool::Done;
+use super::matcher::{Matcher, Place, Stuck};
+use super::pool::{Done, Origin};
 use super::thinking::Reasoning;
 use super::{ConstraintError, Grammar};
 use crate::engine::{Guide, GuideError, Next};
@@ -22,10 +22,12 @@ pub(super) struct Answer {
 }
 
 enum State {
+    /// It said nothing under its grammar yet, and has no matcher of its own: whoever waits in the queue takes no memory.
+    Fresh,
     /// It is known what may come next.
     At(Matcher, Place),
-    /// That is being worked out.
-    Moving(Receiver<Done>),
+    /// That is being worked out, and has been waited for for so long.
+    Moving(Receiver<Done>, Duration),
     /// That cannot be worked out.
     Lost(GuideError),
 }
@@ -43,25 +45,39 @@ impl Answer {
                 reasoning = None;
             }
         }
-        let (matcher, place) = go_on(&grammar, thought, &emitted[thought..])?;
-        Ok(Self { grammar, reasoning, state: State::At(matcher, place) })
+        let state = match &emitted[thought..] {
+            [] => State::Fresh,
+            said => {
+                let (matcher, place) = go_on(&grammar, thought, said)?;
+                State::At(matcher, place)
+            }
+        };
+        Ok(Self { grammar, reasoning, state })
     }
 
-    /// Waits for what is being worked out.
-    fn settle(&mut self) {
-        let State::Moving(done) = &self.state else { return };
+    /// Waits for what is being worked out, until some moment if one is given. Whether that is over.
+    fn settle(&mut self, until: Option<Instant>) -> bool {
+        let State::Moving(done, waited) = &mut self.state else { return true };
         let begun = Instant::now();
-        let done = done.recv();
+        let done = match until {
+            None => done.recv().map_err(|_gone| RecvTimeoutError::Disconnected),
+            Some(until) => done.recv_timeout(until.saturating_duration_since(begun)),
+        };
+        *waited += begun.elapsed();
+        if matches!(done, Err(RecvTimeoutError::Timeout)) {
+            return false;
+        }
         let observer = &self.grammar.observer;
-        observer.waited(begun.elapsed());
+        observer.waited(*waited);
         self.state = match done {
             Ok(Done { matcher, place: Ok(place), took }) => {
                 observer.masked(took);
                 State::At(matcher, place)
             }
             Ok(Done { place: Err(error), .. }) => State::lost(&error),
-            Err(_gone) => State::lost("the grammar's interpreter failed"),
+            Err(_gone) => State::lost(&interpreter_failed()),
         };
+        true
     }
 }
 
@@ -98,23 +114,39 @@ fn hurry(grammar: &Grammar, said: &[u32]) -> Option<(Matcher, Place)> {
 }
 
 impl State {
-    fn lost(error: &str) -> Self {
-        Self::Lost(GuideError(format!("sampling.constraint cannot be followed any further: {error}")))
+    fn lost(stuck: &Stuck) -> Self {
+        let begin = "sampling.constraint cannot be followed any further";
+        Self::Lost(match stuck {
+            Stuck::Nothing => GuideError::Nothing(format!("{begin}: {stuck}; send one that leads on from everywhere")),
+            Stuck::Failed(_) => GuideError::Failed(format!("{begin}: {stuck}")),
+        })
     }
 }
 
+fn interpreter_failed() -> Stuck {
+    Stuck::Failed("the grammar's interpreter failed".to_owned())
+}
+
 impl Guide for Answer {
+    fn wait(&mut self, until: Instant) -> bool {
+        self.reasoning.is_some() || self.settle(Some(until))
+    }
+
     fn next(&mut self) -> Result<Next<'_>, GuideError> {
         if let Some(reasoning) = self.reasoning {
             return Ok(Next::Free(self.grammar.vocabulary.crossings.after(reasoning)));
         }
-        self.settle();
-        match &self.state {
-            State::At(_, Place::Within(mask)) => Ok(Next::Within(mask)),
-            State::At(_, Place::Over) => Ok(Next::Over(&self.grammar.vocabulary.ends)),
-            State::Lost(error) => Err(error.clone()),
-            State::Moving(_) => Err(GuideError("the grammar's interpreter failed".to_owned())),
-        }
+        self.settle(None);
+        let place = match &self.state {
+            State::Fresh => &self.grammar.first,
+            State::At(_, place) => place,
+            State::Lost(error) => return Err(error.clone()),
+            State::Moving(..) => return Err(GuideError::Failed(interpreter_failed().to_string())),
+        };
+        Ok(match place {
+            Place::Within(mask) => Next::Within(mask),
+            Place::Over => Next::Over(&self.grammar.vocabulary.ends),
+        })
     }
 
     fn advance(&mut self, token: u32) {
@@ -124,11 +156,17 @@ impl Guide for Answer {
             }
             return;
         }
-        self.settle();
-        let state = std::mem::replace(&mut self.state, State::lost("the engine went on behind its end"));
-        if let State::At(matcher, Place::Within(_)) = state {
-            let vocabulary = Arc::clone(&self.grammar.vocabulary);
-            self.state = State::Moving(self.grammar.pool.advance(matcher, token, vocabulary));
-        }
+        self.settle(None);
+        let state = std::mem::replace(
+            &mut self.state,
+            State::lost(&Stuck::Failed("the engine went on behind its end".to_owned())),
+        );
+        let from = match state {
+            State::Fresh => Origin::Beginning(Arc::clone(&self.grammar)),
+            State::At(matcher, Place::Within(_)) => Origin::Place(matcher),
+            _ => return,
+        };
+        let vocabulary = Arc::clone(&self.grammar.vocabulary);
+        self.state = State::Moving(self.grammar.pool.advance(from, token, vocabulary), Duration::ZERO);
     }
 }

@@ -23,6 +23,17 @@ impl Place {
     }
 }
 
+/// Why a matcher goes no further.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum Stuck {
+    /// The grammar leads nowhere from here.
+    #[error("no token of this model may come next")]
+    Nothing,
+    /// It is too complex, or its interpreter failed. A sentence.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// Follows an answer through a grammar.
 pub(super) struct Matcher(Box<llguidance::Matcher>);
 
@@ -39,9 +50,9 @@ impl Matcher {
     /// Takes tokens, none of which ends the answer.
     ///
     /// # Errors
-    /// A sentence when one of them is not allowed, or the grammar is too complex.
-    pub(super) fn advance(&mut self, tokens: &[u32]) -> Result<(), String> {
-        self.0.consume_tokens(tokens).map_err(|error| sentence(&error.to_string()))
+    /// [`Stuck`] when one of them is not allowed, or the grammar is too complex.
+    pub(super) fn advance(&mut self, tokens: &[u32]) -> Result<(), Stuck> {
+        self.0.consume_tokens(tokens).map_err(|error| stuck(&error.to_string()))
     }
 
     /// Whether these tokens may come, in order. It stays where it is. Also `false` when a step's work does not suffice to
@@ -53,32 +64,30 @@ impl Matcher {
     /// What may come next.
     ///
     /// # Errors
-    /// A sentence when that is nothing, or the grammar is too complex.
-    pub(super) fn look(&mut self, vocabulary: &Vocabulary) -> Result<Place, String> {
+    /// [`Stuck`] when that is nothing, or the grammar is too complex.
+    pub(super) fn look(&mut self, vocabulary: &Vocabulary) -> Result<Place, Stuck> {
         if self.0.is_stopped() {
             return match self.0.get_error() {
                 None => Ok(Place::Over),
-                Some(error) => Err(sentence(&error)),
+                Some(error) => Err(stuck(&error)),
             };
         }
-        let mask = self.0.compute_mask().map_err(|error| sentence(&error.to_string()))?;
+        let mask = self.0.compute_mask().map_err(|error| stuck(&error.to_string()))?;
         let mut mask = Mask::from_words(mask.into());
         // A grammar may name tokens by their ids.
         mask.retain(&vocabulary.known);
         if mask.is_empty() {
-            return Err(NOTHING.to_owned());
+            return Err(Stuck::Nothing);
         }
         Ok(if mask.is_within(&vocabulary.ends) { Place::Over } else { Place::Within(Arc::new(mask)) })
     }
 }
 
-const NOTHING: &str = "no token of this model may come next";
-
-/// What is for the caller; a state or a backtrace follows it.
-fn sentence(error: &str) -> String {
+/// What llguidance says, as far as it is for the caller; a state or a backtrace follows it.
+fn stuck(error: &str) -> Stuck {
     match error.lines().next().unwrap_or_default() {
         // The name of the reason for which llguidance stopped.
-        "NoExtensionBias" => NOTHING.to_owned(),
-        line => line.to_owned(),
+        "NoExtensionBias" => Stuck::Nothing,
+        line => Stuck::Failed(line.to_owned()),
     }
 }

@@ -5,18 +5,26 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::matcher::{Matcher, Place};
+use super::matcher::{Matcher, Place, Stuck};
 use super::vocabulary::Vocabulary;
-use super::{ConstraintError, unexpected};
+use super::{ConstraintError, Grammar, unexpected};
 
 /// Threads, at most: a mask takes a fraction of a forward pass, which wants the processors for itself.
 const THREADS: usize = 4;
 /// Stack of a thread. Grammars that were compiled recurse no deeper.
 const STACK: usize = 64 << 20;
 
-/// A matcher, and the token that its answer goes on with.
+/// From where an answer goes on.
+pub(super) enum Origin {
+    /// The beginning of its grammar, whose matcher is not moved: it gets one of its own.
+    Beginning(Arc<Grammar>),
+    /// Where its matcher stands.
+    Place(Matcher),
+}
+
+/// Where an answer is, and the token that it goes on with.
 struct Job {
-    matcher: Matcher,
+    from: Origin,
     token: u32,
     vocabulary: Arc<Vocabulary>,
     done: SyncSender<Done>,
@@ -27,7 +35,7 @@ pub(super) struct Done {
     /// Behind the token.
     pub(super) matcher: Matcher,
     /// What may come next.
-    pub(super) place: Result<Place, String>,
+    pub(super) place: Result<Place, Stuck>,
     /// How long that took.
     pub(super) took: Duration,
 }
@@ -51,11 +59,11 @@ impl Pool {
         Ok(Self { jobs })
     }
 
-    /// Has a matcher take a token and look on. The receiver hears nothing if that fails.
-    pub(super) fn advance(&self, matcher: Matcher, token: u32, vocabulary: Arc<Vocabulary>) -> Receiver<Done> {
+    /// Has an answer's matcher take a token and look on. The receiver hears nothing if that fails.
+    pub(super) fn advance(&self, from: Origin, token: u32, vocabulary: Arc<Vocabulary>) -> Receiver<Done> {
         let (done, receiver) = sync_channel(1);
         // Fails when no thread is left; then `done` is dropped, and whoever receives knows.
-        let _ = self.jobs.send(Job { matcher, token, vocabulary, done });
+        let _ = self.jobs.send(Job { from, token, vocabulary, done });
         receiver
     }
 }
@@ -63,10 +71,14 @@ impl Pool {
 fn work(jobs: &Mutex<Receiver<Job>>) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { mut matcher, token, vocabulary, done }) = job else { return };
+        let Ok(Job { from, token, vocabulary, done }) = job else { return };
         // What panics takes its matcher along, and the answer hears that `done` is gone.
         let _ = catch_unwind(AssertUnwindSafe(move || {
             let begun = Instant::now();
+            let mut matcher = match from {
+                Origin::Beginning(grammar) => grammar.matcher.fork(),
+                Origin::Place(matcher) => matcher,
+            };
             let place = matcher.advance(&[token]).and_then(|()| matcher.look(&vocabulary));
             // Fails when the answer is gone.
             let _ = done.send(Done { matcher, place, took: begun.elapsed() });

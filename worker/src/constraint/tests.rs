@@ -1,5 +1,6 @@
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
@@ -172,6 +173,40 @@ fn answers_to_one_grammar_do_not_disturb_each_other() {
         }
     }
     assert_eq!(mixed, expected);
+}
+
+/// Counts what the engine is said to have waited for.
+#[derive(Default)]
+struct Waits(AtomicUsize);
+
+impl Observer for Waits {
+    fn compiled(&self, _: Duration) {}
+    fn masked(&self, _: Duration) {}
+    fn waited(&self, _: Duration) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_guide_waits_no_longer_than_it_may_and_tells_of_each_mask_once() {
+    let waits = Arc::new(Waits::default());
+    let tokenizer = tokenizer(DEMO);
+    let grammars = Grammars::new(Arc::clone(&tokenizer), tokenizer.len(), [END].into(), waits.clone());
+    let grammar = grammars.compile(&Constraint::Regex("a{20}".to_owned())).expect("compiles");
+    let a = *tokenizer.encode("xa").expect("encodes").last().expect("a token");
+    let mut guide = grammar.start(false, &[]).expect("starts");
+    assert!(guide.wait(Instant::now()), "the beginning is known");
+    for place in 1..20 {
+        guide.advance(a);
+        while !guide.wait(Instant::now()) {
+            assert_eq!(waits.0.load(Ordering::SeqCst), place - 1);
+            std::thread::yield_now();
+        }
+        assert!(guide.wait(Instant::now()) && matches!(guide.next(), Ok(Next::Within(mask)) if mask.allows(a)));
+        assert_eq!(waits.0.load(Ordering::SeqCst), place);
+    }
+    guide.advance(a);
+    assert!(guide.wait(Instant::now() + Duration::from_secs(60)) && matches!(guide.next(), Ok(Next::Over(_))));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::executor::RowScore;
 use crate::sampling::{Chosen, Narrowing, SampleError, Sampler, Scratch};
 
 use super::admission::Permit;
+use super::dead_end::{Ban, CONSTRAINT, dead_end};
 use super::guide::{Guide, GuideError, Next};
 use super::handle::{Reader, Submission};
 use super::observer::{Outcome, RequestReport};
@@ -24,6 +25,8 @@ pub(super) struct Client {
     id: String,
     sampler: Sampler,
     guide: Option<Box<dyn Guide>>,
+    /// Those of its next token, until that is chosen.
+    logits: Option<Vec<f32>>,
     tally: Tally,
     events: mpsc::Sender<Event>,
     reader: Arc<Reader>,
@@ -63,15 +66,6 @@ pub(super) enum Fate {
     CaughtUp,
     /// It ends.
     Ends(End),
-}
-
-/// Why no token could be chosen. The sentence is for the caller.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Unchosen {
-    #[error(transparent)]
-    Sample(#[from] SampleError),
-    #[error(transparent)]
-    Guide(#[from] GuideError),
 }
 
 /// What follows from a delivered token.
@@ -127,6 +121,7 @@ impl Client {
             ignore_eos: request.ignore_eos,
             sampler,
             guide,
+            logits: None,
             tally,
             events,
             reader,
@@ -152,8 +147,25 @@ impl Client {
         self.tally.usage().prompt_tokens as usize
     }
 
+    /// It has to be computed again, its latest logits too.
     pub(super) fn note_preemption(&mut self) {
         self.preemptions += 1;
+        self.logits = None;
+    }
+
+    /// Takes the logits of its next token.
+    pub(super) fn keep(&mut self, logits: Vec<f32>) {
+        self.logits = Some(logits);
+    }
+
+    /// Whether it has logits of which no token was chosen yet.
+    pub(super) fn is_held(&self) -> bool {
+        self.logits.is_some()
+    }
+
+    /// Waits until its next token can be chosen, but not beyond a moment. Whether it can.
+    pub(super) fn wait(&mut self, until: Instant) -> bool {
+        self.guide.as_mut().is_none_or(|guide| guide.wait(until))
     }
 
     /// It left the queue for the first time.
@@ -189,11 +201,16 @@ impl Client {
         self.tally.prompt_read(now);
     }
 
-    /// Chooses its next token from a row of logits, which is spoilt.
-    pub(super) fn sample(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, Unchosen> {
+    /// Chooses its next token from the logits that it has; `None` if it has none. The error says why there is no token.
+    pub(super) fn sample(&mut self, scratch: &mut Scratch) -> Option<Result<Chosen, Failure>> {
+        let mut logits = self.logits.take()?;
+        Some(self.choose(&mut logits, scratch))
+    }
+
+    fn choose(&mut self, logits: &mut [f32], scratch: &mut Scratch) -> Result<Chosen, Failure> {
         let position = self.tally.usage().completion_tokens;
         let too_early = position < self.min_tokens;
-        let next = self.guide.as_mut().map(|guide| guide.next()).transpose()?;
+        let next = self.guide.as_mut().map(|guide| guide.next()).transpose().map_err(unguided)?;
         let stops: &[u32] = if too_early { &self.stop_token_ids } else { &[] };
         let eos = |banned: bool| if banned { &self.eos_token_ids[..] } else { &[] };
         let (banned, mask): ([&[u32]; 3], _) = match next {
@@ -204,7 +221,21 @@ impl Client {
             Some(Next::Over(ends)) => ([&[]; 3], Some(ends)),
         };
         let narrowing = Narrowing { banned: &banned, mask, alone: matches!(next, Some(Next::Over(_))) };
-        Ok(self.sampler.sample(logits, position, narrowing, scratch)?)
+        let chosen = self.sampler.sample(logits, position, narrowing, scratch);
+        chosen.map_err(|error| match error {
+            SampleError::NotFinite(_) => Failure { kind: FailureKind::Internal, message: error.to_string() },
+            SampleError::NothingAllowed => {
+                let [biased, words] = self.sampler.forbidden();
+                let bans: [Ban<'_>; 5] = [
+                    ("sampling.logit_bias", &biased),
+                    ("sampling.bad_words", &words),
+                    ("sampling.min_tokens", eos(too_early)),
+                    ("sampling.min_tokens", stops),
+                    ("sampling.ignore_eos", eos(self.ignore_eos)),
+                ];
+                dead_end(position, mask, &bans)
+            }
+        })
     }
 
     /// Sends a token; the latency that it ends is given too: to the first token, or between two.
@@ -309,6 +340,15 @@ impl Client {
     fn send(&self, event: Event) {
         let _ = self.events.try_send(event);
     }
+}
+
+/// The failure of an answer whose guide knows nothing more.
+fn unguided(error: GuideError) -> Failure {
+    let kind = match error {
+        GuideError::Nothing(_) => FailureKind::Unanswerable(CONSTRAINT),
+        GuideError::Failed(_) => FailureKind::Internal,
+    };
+    Failure { kind, message: error.to_string() }
 }
 
 /// The latency that a token ends.

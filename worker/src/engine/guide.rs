@@ -1,11 +1,17 @@
 //! What narrows the tokens of an answer from one to the next: the engine's view of a grammar.
 
+use std::time::Instant;
+
 use crate::sampling::Mask;
 
 /// Follows one answer and says what may come next. The engine tells it of each token as soon as it is chosen, and asks
-/// when the next is to be chosen, a forward pass later.
+/// when the next is to be chosen, a forward pass later. An answer whose guide is not ready then is held back while others go on.
 pub trait Guide: Send {
-    /// What may come next. Waits until that is known.
+    /// Waits until it is known what may come next, or that this will never be known, but not beyond a moment; one that is over
+    /// already asks for no waiting. Whether [`next`](Self::next) answers at once.
+    fn wait(&mut self, until: Instant) -> bool;
+
+    /// What may come next. Waits until that is known, however long that takes.
     ///
     /// # Errors
     /// [`GuideError`]; it knows nothing more from then on.
@@ -28,5 +34,11 @@ pub enum Next<'a> {
 
 /// Why a guide does not know what may come next. A sentence for the caller.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct GuideError(pub String);
+pub enum GuideError {
+    /// What the caller asked for lets nothing come next.
+    #[error("{0}")]
+    Nothing(String),
+    /// It could not find out.
+    #[error("{0}")]
+    Failed(String),
+}

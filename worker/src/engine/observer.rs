@@ -47,7 +47,7 @@ pub struct StepReport {
     pub blocks_total: usize,
     /// Duration of the forward pass; zero when the report only says that the engine is idle.
     pub forward: Duration,
-    /// Duration of everything else in this turn: planning, sampling, delivering.
+    /// Duration of everything else in this turn: planning, sampling, waiting for guides, delivering.
     pub overhead: Duration,
     /// Prompt tokens computed in this step (again, after a preemption).
     pub prefill_tokens: usize,

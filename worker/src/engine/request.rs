@@ -195,6 +195,8 @@ pub enum FailureKind {
     SlowReader,
     /// The engine is being shut down and the time to finish is over. `UNAVAILABLE`.
     Draining,
+    /// What the request asks for leaves no token to go on with; the field that says so. `INVALID_ARGUMENT`.
+    Unanswerable(&'static str),
     /// The computation failed for this request. `INTERNAL`.
     Internal,
     /// The engine itself failed and serves nothing more. `UNAVAILABLE`.

@@ -169,7 +169,8 @@ impl Scheduler {
         }
     }
 
-    /// Appends a sampled token to a sequence whose tokens are all in the cache.
+    /// Appends a sampled token to a sequence whose tokens are all in the cache. Until then it takes part in no step, and keeps
+    /// its place and its blocks unless it is preempted.
     pub fn append(&mut self, id: SequenceId, token: u32) {
         self.sequences[id.0].tokens.push(token);
     }
@@ -223,7 +224,8 @@ impl Scheduler {
 
     /// Whether any sequence could take part in a step.
     pub fn has_work(&self) -> bool {
-        !self.queue.is_empty() || self.running.iter().any(|&id| !self.sequences[id].paused)
+        let could_run = |sequence: &Sequence| !sequence.paused && sequence.missing() > 0;
+        !self.queue.is_empty() || self.running.iter().any(|&id| could_run(&self.sequences[id]))
     }
 
     /// The pool.

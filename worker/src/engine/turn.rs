@@ -101,6 +101,7 @@ impl Turns {
 
     /// One step, from plan to delivery. A failed step fails its sequences; an error ends the engine.
     fn turn(&mut self) -> Result<(), String> {
+        self.take_up();
         let begun = Instant::now();
         let pace = Pace { cost: self.cost.cost(), target: self.config.inter_token_target.as_secs_f64() };
         let mut step = std::mem::take(&mut self.step);
@@ -108,7 +109,7 @@ impl Turns {
         self.note_plan(&step, begun);
         if step.is_empty() {
             self.step = step;
-            return if self.scheduler.has_work() {
+            return if !self.stand_by() && self.scheduler.has_work() {
                 Err("the scheduler found nothing to do".to_owned())
             } else {
                 Ok(())
@@ -120,8 +121,9 @@ impl Turns {
         match output {
             Ok(output) => {
                 self.scheduler.commit(&step);
-                self.deliver(&step, output);
-                self.cost.observe(step.shape, begun.elapsed().as_secs_f64());
+                let waited = self.deliver(&step, output);
+                // What guides need says nothing of the executor.
+                self.cost.observe(step.shape, begun.elapsed().saturating_sub(waited).as_secs_f64());
             }
             Err(Fault::Step(details)) => self.fail_step(&step, &details),
             Err(Fault::Panic(details)) => return Err(details),
@@ -133,7 +135,7 @@ impl Turns {
 
     /// Takes commands, and waits for one when there is nothing to run. `false`: no command will ever come.
     fn listen(&mut self) -> bool {
-        if !self.scheduler.has_work() {
+        if !self.scheduler.has_work() && self.held().is_empty() {
             self.figures.idle(&self.scheduler, self.cost.cost());
             let command = match self.alarm() {
                 Some(alarm) => {

@@ -92,6 +92,14 @@ fn a_context_whose_texts_do_not_fit_is_shortened_unless_it_was_asked_for() {
 }
 
 #[test]
+fn every_sequence_may_follow_a_constraint() {
+    let overhead =
+        |max_num_seqs| plan("dense-tied", &LoadOptions { max_num_seqs, ..with_limit(8 << 30) }).overhead_bytes;
+    let checkpoint = Checkpoint::inspect(&folder("dense-tied")).expect("a checkpoint");
+    assert_eq!(overhead(9) - overhead(1), 8 * 10 * checkpoint.config.vocab_size as u64);
+}
+
+#[test]
 fn the_longest_text_follows_the_context_within_what_a_request_may_have() {
     assert_eq!([1, 4096, 131_072].map(longest_text), [64 << 10, 128 << 10, 1 << 20]);
 }

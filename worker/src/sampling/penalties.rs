@@ -66,13 +66,16 @@ impl History {
                 *logit = if bias <= BAN { f32::NEG_INFINITY } else { *logit + bias };
             }
         }
-        for word in &params.bad_words {
-            if let Some((last, start)) = word.split_last()
-                && self.recent.ends_with(start)
-                && let Some(logit) = logits.get_mut(*last as usize)
-            {
+        for token in self.completing(&params.bad_words) {
+            if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
+    }
+
+    /// The tokens that would complete one of these words.
+    pub(super) fn completing(&self, words: &[Vec<u32>]) -> impl Iterator<Item = u32> {
+        let ends = words.iter().filter_map(|word| word.split_last());
+        ends.filter(|(_, start)| self.recent.ends_with(start)).map(|(&last, _)| last)
     }
 }

@@ -115,6 +115,7 @@ pub fn failed(failure: &Failure) -> Status {
         FailureKind::Draining | FailureKind::EngineFailed => {
             retry(Code::Unavailable, failure.message.clone(), ELSEWHERE_RETRY)
         }
+        FailureKind::Unanswerable(field) => invalid_as_said(field, failure.message.clone()),
         FailureKind::Internal => Status::internal(failure.message.clone()),
     }
 }

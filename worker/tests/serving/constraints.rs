@@ -5,7 +5,7 @@ use ernie_proto::ernie::v1::{
     generate_response::Event, tokenize_request::Input,
 };
 use serde_json::Value;
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::running::{Answer, Running, chat, complete, greedy, read, within};
@@ -30,9 +30,19 @@ fn seeded(seed: u64, max_tokens: u32) -> SamplingParams {
 }
 
 async fn ask(worker: &Running, sampling: SamplingParams) -> Answer {
+    attempt(worker, sampling).await.expect("an answer")
+}
+
+async fn attempt(worker: &Running, sampling: SamplingParams) -> Result<Answer, Status> {
     let mut client = worker.client().await;
-    let stream = within(client.complete(complete(PROMPT, sampling))).await.expect("accepted").into_inner();
-    read(stream).await.expect("an answer")
+    read(within(client.complete(complete(PROMPT, sampling))).await.expect("accepted").into_inner()).await
+}
+
+/// The status of an answer for which its own request leaves nothing.
+fn assert_unanswerable(status: &Status, sentence: &str) {
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, sentence));
+    let details = status.get_details_bad_request().expect("details");
+    assert_eq!(details.field_violations[0].field, "sampling.constraint");
 }
 
 fn is_card(text: &str) -> bool {
@@ -155,18 +165,42 @@ async fn stops_words_and_biases_count_within_a_constraint() {
     let biased = SamplingParams { logit_bias: [(dash, 100.0)].into(), ..words };
     let biased = ask(&worker, with(Kind::Regex("[ab-]{8}".to_owned()), biased)).await;
     assert_eq!(biased.text(), "-".repeat(8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_that_allows_only_what_the_request_forbids_is_refused_there_by_both_names() {
+    let worker = Running::start(&[]).await;
+    let bias = |ids: &[u32]| ids.iter().map(|&id| (id, -100.0)).collect();
     // Every token that spells it is forbidden, one after the other.
-    let mut forbidding = greedy(50);
-    let status = loop {
-        assert!(forbidding.logit_bias.len() < 4, "{forbidding:?}");
-        let request = complete(PROMPT, with(Kind::Regex("-".to_owned()), forbidding.clone()));
-        match read(within(client.complete(request)).await.expect("accepted").into_inner()).await {
-            Ok(answer) => forbidding.logit_bias.insert(answer.ids()[0], -100.0),
+    let mut dashes = Vec::new();
+    let biased = loop {
+        assert!(dashes.len() < 4, "{dashes:?}");
+        let forbidding = SamplingParams { logit_bias: bias(&dashes), ..greedy(50) };
+        match attempt(&worker, with(Kind::Regex("-".to_owned()), forbidding)).await {
+            Ok(answer) => dashes.push(answer.ids()[0]),
             Err(status) => break status,
-        };
+        }
     };
-    assert_eq!(status.code(), Code::Internal);
-    assert!(status.message().starts_with("no token is allowed: constraint, logit_bias"), "{status}");
+    let says = |place: &str, names: &str| {
+        format!(
+            "sampling.constraint allows the answer {place} only tokens that {names}; allow one of them, or change the \
+             constraint"
+        )
+    };
+    assert_unanswerable(&biased, &says("at its beginning", "logit_bias forbids"));
+    let ending = [
+        (SamplingParams { min_tokens: 9, ..greedy(50) }, "logit_bias and min_tokens forbid"),
+        (SamplingParams { ignore_eos: true, ..greedy(50) }, "logit_bias and ignore_eos forbid"),
+    ];
+    for (sampling, names) in ending {
+        let sampling = SamplingParams { logit_bias: bias(&dashes), ..sampling };
+        let status = attempt(&worker, with(Kind::Regex("-?".to_owned()), sampling)).await.expect_err("nothing is left");
+        assert_unanswerable(&status, &says("at its beginning", names));
+    }
+    let later = SamplingParams { logit_bias: bias(&dashes), ..greedy(50) };
+    let status = attempt(&worker, with(Kind::Regex("a-".to_owned()), later)).await.expect_err("nothing is left");
+    assert_unanswerable(&status, &says("after 1 token", "logit_bias forbids"));
+    assert_eq!(ask(&worker, with(one_of(&["abc"]), greedy(9))).await.text(), "abc", "the worker lives on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +296,10 @@ async fn a_grammar_that_comes_to_nothing_fails_its_request_alone() {
     let nowhere = Kind::Grammar("start: \"a\" b\nb: b \"c\"".to_owned());
     let stream = within(client.complete(complete(PROMPT, with(nowhere, greedy(9))))).await.expect("accepted");
     let status = read(stream.into_inner()).await.expect_err("it comes to nothing");
-    assert_eq!(status.code(), Code::Internal);
-    assert!(status.message().contains("cannot be followed any further: no token of this model"), "{status}");
+    assert_unanswerable(
+        &status,
+        "sampling.constraint cannot be followed any further: no token of this model may come next; send one that leads on \
+         from everywhere",
+    );
     assert_eq!(ask(&worker, with(one_of(&["abc"]), greedy(9))).await.text(), "abc", "the worker lives on");
 }

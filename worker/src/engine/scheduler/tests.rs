@@ -247,6 +247,27 @@ fn a_paused_sequence_gives_its_place_to_one_that_waits() {
 }
 
 #[test]
+fn a_sequence_without_a_next_token_takes_part_in_no_step_and_keeps_its_place() {
+    let mut scheduler = scheduler(bounds(2, 512), 100);
+    let held = scheduler.add(prompt(0, 40));
+    let mut step = Step::default();
+    scheduler.plan(&UNLIMITED, &mut step);
+    scheduler.commit(&step);
+    scheduler.audit().unwrap();
+    assert!(!scheduler.has_work());
+    let other = scheduler.add(prompt(1000, 5));
+    let third = scheduler.add(prompt(2000, 5));
+    for _ in 0..3 {
+        let step = turn(&mut scheduler, &UNLIMITED, 7);
+        assert_eq!((rows(&step).len(), step.parts[0].id, step.preempted.len()), (1, other, 0));
+    }
+    scheduler.append(held, 7);
+    scheduler.remove(other);
+    let step = turn(&mut scheduler, &UNLIMITED, 7);
+    assert_eq!(rows(&step), [(held.0, 1), (third.0, 5)]);
+}
+
+#[test]
 fn prompts_are_read_in_pieces_that_keep_the_pace_while_others_decode() {
     let cost = StepCost { base: 0.01, per_token: 0.001, per_sequence: 0.0, per_context: 0.0 };
     let pace = Pace { cost, target: 0.1 };
@@ -382,6 +403,8 @@ struct Life {
     ready: u64,
     paused: bool,
     started: bool,
+    /// Its next token is not known yet.
+    held: bool,
     /// Rows that something is still to be read off.
     unread: std::ops::Range<usize>,
 }
@@ -412,6 +435,7 @@ struct Summary {
     preemptions: usize,
     hits: usize,
     finished: usize,
+    held: usize,
     longest_wait: u64,
 }
 
@@ -436,6 +460,7 @@ impl World {
         if self.random.below(20) == 0 {
             self.interfere();
         }
+        self.take_up();
         self.plan();
         self.compute();
         self.now += 1;
@@ -468,8 +493,9 @@ impl World {
                 .then(|| RowReading { rows: unread.clone(), kind: RowReadingKind::Scores { top: 0 } }),
             generates,
         });
-        let (ready, paused, started) = (self.now, false, false);
-        let mut life = Life { tokens: vec![], digests: vec![], len, tenant, rank, ready, paused, started, unread };
+        let (ready, paused, started, held) = (self.now, false, false, false);
+        let mut life =
+            Life { tokens: vec![], digests: vec![], len, tenant, rank, ready, paused, started, held, unread };
         tokens.into_iter().for_each(|token| life.push(token));
         self.lives.insert(id, life);
     }
@@ -499,7 +525,11 @@ impl World {
         let Self { step, bounds, scheduler, lives, .. } = self;
         assert!(step.shape.tokens <= bounds.max_num_batched_tokens);
         assert!(step.parts.len() <= bounds.max_num_seqs && scheduler.running() <= bounds.max_num_seqs);
-        assert!(!step.is_empty() || lives.values().all(|life| life.paused), "there was work, and nothing ran");
+        for id in &step.preempted {
+            lives.get_mut(id).unwrap().held = false;
+        }
+        let held = lives.values().any(|life| life.held);
+        assert!(!step.is_empty() || held || lives.values().all(|life| life.paused), "there was work, and nothing ran");
         self.summary.preemptions += step.preempted.len();
         for started in &step.started {
             self.summary.hits += started.cached / BLOCK_TOKENS;
@@ -518,7 +548,7 @@ impl World {
         let mut written = HashSet::new();
         for (part, planned) in self.step.parts.iter().zip(&self.step.plan.sequences) {
             let life = &self.lives[&part.id];
-            assert!(!life.paused && part.rows == planned.tokens.len() && part.rows > 0);
+            assert!(!life.paused && !life.held && part.rows == planned.tokens.len() && part.rows > 0);
             let start = planned.start as usize;
             for &block in &planned.blocks[start / BLOCK_TOKENS..(start + part.rows).div_ceil(BLOCK_TOKENS)] {
                 assert!(written.insert(block), "two sequences write to block {block} in one step");
@@ -540,17 +570,39 @@ impl World {
             self.lives.remove(&part.id);
             self.summary.finished += 1;
         }
-        for part in self.step.parts.iter().filter(|part| part.samples) {
-            let life = self.lives.get_mut(&part.id).unwrap();
-            let token = self.random.below(1000) as u32;
-            life.push(token);
-            self.scheduler.append(part.id, token);
-            assert_eq!(self.scheduler.tokens(part.id).last(), life.tokens.last());
-            if life.tokens.len() == life.len {
-                self.scheduler.remove(part.id);
-                self.lives.remove(&part.id);
-                self.summary.finished += 1;
+        let due: Vec<_> = self.step.parts.iter().filter(|part| part.samples).map(|part| part.id).collect();
+        for id in due {
+            if self.random.below(8) == 0 {
+                self.lives.get_mut(&id).unwrap().held = true;
+                self.summary.held += 1;
+            } else {
+                self.say(id);
             }
+        }
+    }
+
+    /// Tokens that were late come.
+    fn take_up(&mut self) {
+        let held: Vec<_> = self.lives.iter().filter(|(_, life)| life.held).map(|(&id, _)| id).collect();
+        for id in held {
+            if self.random.below(3) == 0 {
+                self.say(id);
+            }
+        }
+    }
+
+    /// A sequence gets its next token.
+    fn say(&mut self, id: SequenceId) {
+        let life = self.lives.get_mut(&id).unwrap();
+        let token = self.random.below(1000) as u32;
+        life.held = false;
+        life.push(token);
+        self.scheduler.append(id, token);
+        assert_eq!(self.scheduler.tokens(id).last(), life.tokens.last());
+        if life.tokens.len() == life.len {
+            self.scheduler.remove(id);
+            self.lives.remove(&id);
+            self.summary.finished += 1;
         }
     }
 
@@ -579,8 +631,8 @@ fn random_steps_lose_no_block_share_none_wrongly_starve_nobody_and_keep_the_orde
     }
     let summary = world.end();
     // The run was about something: all of these happen again and again.
-    let Summary { preemptions, hits, finished, longest_wait } = summary;
-    assert!([preemptions, hits, finished].into_iter().all(|count| count > steps / 1000), "{summary:?}");
+    let Summary { preemptions, hits, finished, held, longest_wait } = summary;
+    assert!([preemptions, hits, finished, held].into_iter().all(|count| count > steps / 1000), "{summary:?}");
     // Priorities are worth up to 4,000 steps of waiting.
     assert!(longest_wait < 8_000, "{summary:?}");
 }

@@ -135,7 +135,8 @@ async fn when_nothing_is_allowed_the_request_fails_with_a_sentence() {
     let mut nothing = request(0..5, 5);
     nothing.sampling.logit_bias = (0..VOCAB as u32).map(|token| (token, -100.0)).collect();
     let failure = failed(fixture.engine.submit(nothing).unwrap()).await;
-    assert!(failure.message.starts_with("no token is allowed"), "{failure}");
+    assert_eq!(failure.kind, FailureKind::Unanswerable("sampling.logit_bias"));
+    assert_eq!(failure.message, "logit_bias forbids the answer every token at its beginning; allow one of them");
 }
 
 #[tokio::test]
