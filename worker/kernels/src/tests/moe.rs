@@ -68,7 +68,7 @@ proptest! {
             let mut out = Guarded::new(&before, side());
             moe(cpu, Rows::new(&x, hidden), &experts, &routes, RowsMut::new(&mut out, hidden));
             // Activations at the border of two bf16 numbers may be rounded to either.
-            let tolerance = if rounds(cpu, format.into()) { 1e-2 } else { 1e-4 };
+            let tolerance = if rounds(cpu, format.into()) { 5e-2 } else { 1e-4 };
             assert_close(cpu, "moe", &out, &expected, tolerance);
             let row = rows / 2;
             let own = Routes {
