@@ -154,7 +154,10 @@ impl Trial<'_> {
         let Some(mut scaler) = baseline.scaler(knob, &case.policy) else { return oracle(case) };
         let mut setting = case.setting.clone();
         if let Some(count) = baseline.fixed(knob, &case.policy) {
-            setting.initial = count;
+            // More than the cluster has room for wait for it like everybody's.
+            let places =
+                setting.room.iter().find(|(from, _)| *from <= 0.0).map_or(u32::MAX, |(_, places)| *places as u32);
+            setting.initial = count.min(places);
         }
         simulate(&setting, case.requests.clone(), scaler.as_mut())
     }
