@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo ask test soak fuzz check-cuda bench images crds fmt cluster-up cluster-down cluster-status clean
+.PHONY: help demo ask test soak fuzz check-cuda bench bench-autoscaling images crds fmt cluster-up cluster-down cluster-status clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 	@echo 'CLUSTER=existing (or KUBECONFIG) with REGISTRY=host/path: your own cluster instead of a local one'
 
 demo: ## from nothing to a chat: cluster, images, operator, model, a question from inside the cluster
@@ -25,6 +25,9 @@ check-cuda: ## compile the worker for CUDA as far as that goes without a GPU; no
 
 bench: ## speed of the worker on this machine
 	@cargo bench --workspace
+
+bench-autoscaling: ## the autoscaler beside the published rules of others, as a table: make bench-autoscaling SEEDS=20
+	@scripts/bench-autoscaling "$${SEEDS:-3}"
 
 images: ## build the images into dist/images, or push them to REGISTRY
 	@scripts/setup && scripts/images

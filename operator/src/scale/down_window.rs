@@ -14,9 +14,12 @@ const LEAST: f64 = 60.0;
 const MOST: f64 = 900.0;
 /// Growth of the window with each regret.
 const REGRET: f64 = 2.0;
-/// Seconds without regret after which the window decays, and the share that it keeps each second then.
+/// Seconds within which a replica that is wanted back is regretted at least: a change of direction within them is flapping.
+const SOON: f64 = 600.0;
+/// Seconds without regret after which the window decays, and the share that it keeps each second then. Constant load near a
+/// whole number of replicas strays across it once in a few hours: a window that forgets sooner learns the same each time.
 const CALM: f64 = 1800.0;
-const DECAY: f64 = 0.9999;
+const DECAY: f64 = 0.99999;
 /// Stretches of time whose recommendations are remembered apart.
 const STRETCHES: f64 = 24.0;
 
@@ -84,7 +87,7 @@ impl DownWindow {
             self.last_down = Some(now);
             return;
         }
-        let soon = (4.0 * lead_time).max(300.0);
+        let soon = (4.0 * lead_time).max(SOON);
         let wanted_back = to > from && self.last_down.is_some_and(|down| now.since(down) <= soon);
         // Several regrets within one window are one: what is remembered reaches back for one growth of the window.
         let is_new = self.last_regret.is_none_or(|regret| now.since(regret) >= self.seconds);
@@ -128,9 +131,22 @@ mod tests {
         assert_eq!(window.seconds, FIRST * REGRET, "the same regret");
         window.learn(6, 6, 60.0, 5.0, at(1000.0));
         assert_eq!(window.seconds, FIRST * REGRET);
-        for tick in 0..200 {
-            window.learn(6, 6, 60.0, 100.0, at(2000.0 + 100.0 * f64::from(tick)));
+        let mut calm = |from: u32, to: u32| {
+            (from..to).for_each(|hour| window.learn(6, 6, 60.0, 1800.0, at(3600.0 * f64::from(hour))));
+            window.seconds
+        };
+        let evening = calm(1, 11);
+        assert!(evening > 1.5 * FIRST && evening < FIRST * REGRET, "{evening}");
+        assert_eq!(calm(11, 96), FIRST);
+    }
+
+    #[test]
+    fn a_replica_wanted_back_within_ten_minutes_is_regretted_however_short_cold_starts_are() {
+        for (later, expected) in [(599.0, FIRST * REGRET), (601.0, FIRST)] {
+            let mut window = DownWindow::default();
+            window.learn(5, 4, 5.0, 5.0, at(0.0));
+            window.learn(4, 5, 5.0, 5.0, at(later));
+            assert_eq!(window.seconds, expected, "{later}");
         }
-        assert_eq!(window.seconds, FIRST);
     }
 }

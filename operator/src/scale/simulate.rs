@@ -13,6 +13,7 @@ pub mod chart;
 #[cfg(test)]
 mod checks;
 pub mod engine;
+pub mod markdown;
 pub mod oracle;
 pub mod outcome;
 pub mod pods;

@@ -17,6 +17,8 @@ pub use llm_d::LlmD;
 /// A published rule.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Baseline {
+    /// Always the same share of `maxReplicas`.
+    Static,
     /// HPA v2 on key-value cache utilisation.
     HpaKv,
     /// HPA v2 on requests in flight.
@@ -36,8 +38,15 @@ pub enum Baseline {
 }
 
 /// The rules of others, in order.
-pub const PUBLISHED: [Baseline; 6] =
-    [Baseline::HpaKv, Baseline::HpaConcurrency, Baseline::KedaQueue, Baseline::Kpa, Baseline::KubeAi, Baseline::LlmD];
+pub const PUBLISHED: [Baseline; 7] = [
+    Baseline::Static,
+    Baseline::HpaKv,
+    Baseline::HpaConcurrency,
+    Baseline::KedaQueue,
+    Baseline::Kpa,
+    Baseline::KubeAi,
+    Baseline::LlmD,
+];
 
 impl Baseline {
     /// The baseline of a name such as `hpa-kv` or `fixed:8`.
@@ -55,7 +64,7 @@ impl Baseline {
         let found = PUBLISHED.into_iter().chain([Self::Oracle]).find(|baseline| baseline.name() == name);
         found.ok_or_else(|| {
             format!(
-                "no baseline {name:?}: write hpa-kv, hpa-concurrency, keda-queue, kpa, kubeai, llm-d, fixed:N or oracle"
+                "no baseline {name:?}: write static, hpa-kv, hpa-concurrency, keda-queue, kpa, kubeai, llm-d, fixed:N or oracle"
             )
         })
     }
@@ -63,6 +72,7 @@ impl Baseline {
     /// Its name.
     pub fn name(self) -> String {
         match self {
+            Self::Static => "static".to_owned(),
             Self::HpaKv => "hpa-kv".to_owned(),
             Self::HpaConcurrency => "hpa-concurrency".to_owned(),
             Self::KedaQueue => "keda-queue".to_owned(),
@@ -74,14 +84,39 @@ impl Baseline {
         }
     }
 
+    /// What its knob is; `None` without one.
+    pub fn knob(self) -> Option<&'static str> {
+        match self {
+            Self::Static => Some("share of maxReplicas"),
+            Self::HpaKv => Some("key-value cache utilisation"),
+            Self::HpaConcurrency | Self::Kpa | Self::KubeAi => Some("concurrency per replica"),
+            Self::KedaQueue => Some("waiting requests per replica"),
+            Self::LlmD => Some("upper threshold of latency over objective"),
+            Self::Fixed(_) | Self::Oracle => None,
+        }
+    }
+
     /// Values of its knob: the default first.
     pub fn grid(self) -> &'static [f64] {
         match self {
-            Self::HpaKv => &[0.7, 0.3, 0.4, 0.5, 0.6, 0.8],
-            Self::HpaConcurrency | Self::Kpa | Self::KubeAi => &[100.0, 10.0, 20.0, 30.0, 40.0, 60.0],
-            Self::KedaQueue => &[5.0, 1.0, 2.0, 10.0, 20.0],
+            Self::Static => &[1.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+            Self::HpaKv => &[0.7, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8],
+            Self::HpaConcurrency | Self::Kpa | Self::KubeAi => &[100.0, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0],
+            Self::KedaQueue => &[5.0, 0.5, 1.0, 2.0, 10.0, 20.0],
             Self::LlmD => &[0.55, 0.3, 0.4, 0.7, 0.85],
             Self::Fixed(_) | Self::Oracle => &[],
+        }
+    }
+
+    /// Replicas from the beginning on, of a rule that never changes them.
+    pub fn fixed(self, knob: f64, policy: &Policy) -> Option<u32> {
+        match self {
+            Self::Static => {
+                let count = (knob * f64::from(policy.max_replicas)).ceil() as u32;
+                Some(count.clamp(policy.min_replicas.min(policy.max_replicas), policy.max_replicas))
+            }
+            Self::Fixed(count) => Some(count),
+            _ => None,
         }
     }
 
@@ -96,7 +131,9 @@ impl Baseline {
             Self::Kpa => Some(Box::new(Kpa::new(knob, bounds))),
             Self::KubeAi => Some(Box::new(KubeAi::new(knob, bounds))),
             Self::LlmD => Some(Box::new(LlmD::new(knob, slo, bounds))),
-            Self::Fixed(count) => Some(Box::new(Fixed(count))),
+            Self::Static | Self::Fixed(_) => {
+                Some(Box::new(Fixed(self.fixed(knob, policy).unwrap_or(policy.max_replicas))))
+            }
             Self::Oracle => None,
         }
     }

@@ -29,7 +29,7 @@ pub struct Run {
     pub recovery_seconds: Option<f64>,
 }
 
-const HEADER: &str = "scenario  policy                 routing       attainment: feasible     worst  replicas  peak  x oracle  worst  \
+const HEADER: &str = "scenario  policy                         routing       attainment: feasible     worst  replicas  peak  x oracle  worst  \
                       reversals  worst    lost  TTFT p99  ITL p99  recovery";
 
 /// A table of runs: one line for the seeds of one scenario, rule and routing, with mean and worst.
@@ -68,7 +68,7 @@ fn line(text: &mut String, runs: &[Run]) {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{:9} {:22} {:12} {:9.3} % {:10.3} % {:7.3} % {:9.3} {:5.0} {ratios} {:10.2} {:6.0} {:7.0} {:7.2} s {:6.1} ms {recovery:>9}",
+        "{:9} {:30} {:12} {:9.3} % {:10.3} % {:7.3} % {:9.3} {:5.0} {ratios} {:10.2} {:6.0} {:7.0} {:7.2} s {:6.1} ms {recovery:>9}",
         first.scenario,
         first.policy,
         routing,
