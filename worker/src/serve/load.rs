@@ -162,7 +162,6 @@ fn inspect(args: &ServeArgs) -> Result<Inspected, TerminationMessage> {
         max_num_batched_tokens: args.batched_tokens(),
         memory_limit,
         adapters: args.adapters.clone(),
-        ..standard
     };
     let plan = MemoryPlan::new(&checkpoint, &options).map_err(|error| error.termination())?;
     Adapter::inspect_all(&options.adapters)
