@@ -103,7 +103,7 @@ pub struct ServeArgs {
     pub threads: Option<usize>,
     /// Instruction level of the kernels: scalar, avx2, avx512 or amx. Default: the best that this machine has. Part of the
     /// `numerics` of answers.
-    #[arg(long, value_name = "LEVEL", env = ernie_kernels::LEVEL_VARIABLE, value_parser = level)]
+    #[arg(long, value_name = "LEVEL", env = "ERNIE_LEVEL", value_parser = level)]
     pub level: Option<ernie_kernels::Level>,
     /// Reuse keys and values of prompts that begin alike.
     #[arg(long, value_name = "BOOL", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
