@@ -47,7 +47,7 @@ fn routers_choose_the_reference_s_experts_with_its_weights() {
             let reference = Reference::of(name);
             let settings = Settings { trace: true, ..Settings::default() };
             let result = engine.run(name, &reference.prompt(), &settings);
-            assert_routes(name, &format!("{name} {engine:?}"), &result.trace, &reference);
+            assert_routes(engine, name, &format!("{name} {engine:?}"), &result.trace, &reference);
         }
     }
 }

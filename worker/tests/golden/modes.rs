@@ -108,7 +108,8 @@ impl Case {
         };
         near(what, &row(&result.logits, 0..prompt), &self.reference.floats(&logits), tolerance);
         if self.dtype == DtypeChoice::Auto && self.adapter.is_none() {
-            assert_routes(self.name, what, &result.trace.rows(0..prompt, sequence.ids.len()), &self.reference);
+            let trace = result.trace.rows(0..prompt, sequence.ids.len());
+            assert_routes(self.engine, self.name, what, &trace, &self.reference);
             if !is_bf16(self.name) {
                 let trace = result.trace.rows(0..prompt, sequence.ids.len());
                 for (stage, rows) in &trace.activations {
