@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::amx::Amx;
 
-/// The environment variable that forces a level: `scalar`, `avx2`, `avx512` or `amx`.
+/// The environment variable that forces a level in this crate's benches: a level's name.
 pub const LEVEL_VARIABLE: &str = "ERNIE_KERNELS_LEVEL";
 
 /// An instruction level, in ascending order.
