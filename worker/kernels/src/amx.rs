@@ -5,11 +5,14 @@
 //! a tile do not meet, so a row has the same sums alone and among others.
 
 use crate::scratch::Vector;
+use crate::simd::{LANES, Simd, math};
 
 /// Most rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
 /// Values of `k` in a row of a tile of bf16 numbers.
 pub(crate) const TILE_K: usize = 32;
+/// Panels that are multiplied at once, and tiles of rows.
+pub(crate) const WIDE: usize = 2;
 /// Bytes of a full tile.
 pub(crate) const TILE_BYTES: usize = 64 * TILE_ROWS;
 
@@ -20,6 +23,21 @@ pub(crate) struct TileRow(pub(crate) [u16; TILE_K]);
 
 impl TileRow {
     pub(crate) const ZERO: TileRow = TileRow([0; TILE_K]);
+
+    /// Becomes these numbers, rounded.
+    #[inline(always)]
+    pub(crate) fn round<S: Simd>(&mut self, s: S, numbers: [S::V; 2]) {
+        let (first, second) = self.0.split_at_mut(LANES);
+        first.copy_from_slice(&math::to_bf16(s, numbers[0]));
+        second.copy_from_slice(&math::to_bf16(s, numbers[1]));
+    }
+}
+
+/// So many rows in pairs of tiles: the first row of each pair, and how many rows its tiles have.
+pub(crate) fn pairs(rows: usize) -> impl Iterator<Item = (usize, [usize; 2])> {
+    (0..rows)
+        .step_by(WIDE * TILE_ROWS)
+        .map(move |row| (row, [0, TILE_ROWS].map(|first| (rows - row).saturating_sub(first).min(TILE_ROWS))))
 }
 
 /// Fills a tile of weights from the first `k` rows of a bf16 panel, fewer than it has room for, and zeros after them.

@@ -3,29 +3,20 @@
 
 use super::item::{ROW_BLOCK, SCORES, Work, row_vectors};
 use super::{BLOCK_TOKENS, TILE};
-use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileUnit, copy_rows};
+use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileUnit, WIDE, copy_rows, pairs};
 use crate::attention::cache::{KEY_PANELS, Region};
 use crate::elementwise::load;
 use crate::panel::{AHEAD, Bf16, prefetch_start};
 use crate::scratch::{Vector, tile_rows};
-use crate::simd::{LANES, Simd, math};
+use crate::simd::{LANES, Simd};
 
 /// Blocks of a tile of positions.
 const BLOCKS: usize = TILE / BLOCK_TOKENS;
-/// Panels that are multiplied at once, and tiles of rows.
-const WIDE: usize = 2;
 /// Vectors of memory: weights as tiles, and a copy of two panels' values.
 pub(super) const VECTORS: usize = ROW_BLOCK * BLOCKS + WIDE * TILE_ROWS;
 
 /// A tile of positions is two vectors of scores for each row of a tile of weights.
 const _: () = assert!(BLOCK_TOKENS == TILE_K && TILE_K == 2 * LANES && KEY_PANELS == WIDE);
-
-/// Pairs of tiles of rows: the first row, and how many rows each tile has.
-fn pairs(rows: usize) -> impl Iterator<Item = (usize, [usize; 2])> {
-    (0..rows)
-        .step_by(WIDE * TILE_ROWS)
-        .map(move |row| (row, [0, TILE_ROWS].map(|first| (rows - row).saturating_sub(first).min(TILE_ROWS))))
-}
 
 /// Where row `row` lies at step `step` among tiles of `rows` rows in all, `steps` for each tile of rows.
 fn place(row: usize, rows: usize, step: usize, steps: usize) -> usize {
@@ -43,7 +34,7 @@ impl<S: Simd> Work<'_, S> {
             let query = &self.call.q.row(token)[column..column + dim];
             for step in 0..dim / TILE_K {
                 let both = [0, LANES].map(|at| load(s, query, step * TILE_K + at));
-                put(s, &mut tile_rows(self.queries)[place(row, rows, step, dim / TILE_K)], both);
+                tile_rows(self.queries)[place(row, rows, step, dim / TILE_K)].round(s, both);
             }
         }
     }
@@ -58,7 +49,7 @@ impl<S: Simd> Work<'_, S> {
             let weights: [S::V; SCORES] = self.weigh(row, start, scores);
             for block in 0..BLOCKS {
                 let to = &mut tile_rows(self.widened)[place(row, rows, block, BLOCKS)];
-                put(s, to, [weights[2 * block], weights[2 * block + 1]]);
+                to.round(s, [weights[2 * block], weights[2 * block + 1]]);
             }
         }
         let width = row_vectors(self.head_dim());
@@ -125,14 +116,6 @@ impl<S: Simd> Work<'_, S> {
             }
         }
     }
-}
-
-/// Thirty-two numbers, rounded.
-#[inline(always)]
-fn put<S: Simd>(s: S, to: &mut TileRow, numbers: [S::V; 2]) {
-    let (first, second) = to.0.split_at_mut(LANES);
-    first.copy_from_slice(&math::to_bf16(s, numbers[0]));
-    second.copy_from_slice(&math::to_bf16(s, numbers[1]));
 }
 
 /// Where two tiles of rows begin at the first of `range` of their `steps` steps.

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::product::Product;
-use super::target::{Target, panels_of_task};
+use super::target::{PACK_ALONE, Target, panels_of_task};
 use crate::Cpu;
 use crate::matrix::with_weight;
 use crate::memory::Disjoint;
@@ -24,8 +24,6 @@ const ROW_BLOCK: usize = 96;
 const MOST_WIDE: usize = 4;
 /// Up to so many tiles of rows, a task walks along each panel; more of them are worth widening the weights first.
 const FEW_TILES: usize = 2;
-/// Activations below this many numbers are packed by the caller alone.
-const PACK_ALONE: usize = 1 << 15;
 
 /// Rows cut into tiles of nearly equal size.
 #[derive(Clone, Copy)]

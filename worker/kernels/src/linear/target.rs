@@ -9,6 +9,8 @@ use crate::memory::Disjoint;
 use crate::scratch::Vector;
 use crate::simd::{Simd, math};
 
+/// Activations below this many numbers are packed by the caller alone.
+pub(super) const PACK_ALONE: usize = 1 << 15;
 /// Most panels of a task.
 const PANEL_BLOCK: usize = 8;
 

@@ -7,25 +7,21 @@
 use std::ops::Range;
 
 use super::product::Product;
-use super::target::{Target, panels_of_task};
+use super::target::{PACK_ALONE, Target, panels_of_task};
 use crate::Cpu;
-use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileState, TileUnit, copy_rows};
+use crate::amx::{Operands, TILE_BYTES, TILE_K, TILE_ROWS, TileRow, TileState, TileUnit, WIDE, copy_rows, pairs};
 use crate::elementwise::load;
 use crate::memory::Disjoint;
 use crate::panel::Prefetch;
 use crate::scratch::{self, Vector, tile_rows};
-use crate::simd::{Kernel, LANES, Simd, math};
+use crate::simd::{Kernel, LANES, Simd};
 
-/// Panels that are multiplied at once, and tiles of rows.
-const WIDE: usize = 2;
-/// Rows of that many tiles.
-const ROWS: usize = 2 * TILE_ROWS;
+/// Rows that are multiplied at once.
+const ROWS: usize = WIDE * TILE_ROWS;
 /// Most bytes of packed activations of a task: they stay in the second cache while its panels come by.
 const ROW_BLOCK_BYTES: usize = 1 << 20;
 /// Tiles of `k` in a block: of two panels, they fill most of the first cache.
 const BLOCK_STEPS: usize = 16;
-/// Activations below this many numbers are packed by the caller alone.
-const PACK_ALONE: usize = 1 << 15;
 
 /// A product as its tasks see it.
 struct Shared<'a> {
@@ -106,11 +102,9 @@ impl Kernel for Pack<'_> {
         for (index, row) in self.rows.enumerate() {
             let x = self.product.input(row);
             for (step, to) in self.to[index..].iter_mut().step_by(count).enumerate() {
-                let (first, second) = to.0.split_at_mut(LANES);
                 let at = step * TILE_K;
-                first.copy_from_slice(&math::to_bf16(s, load(s, x, at)));
                 let rest = if at + LANES < x.len() { load(s, x, at + LANES) } else { s.splat(0.0) };
-                second.copy_from_slice(&math::to_bf16(s, rest));
+                to.round(s, [load(s, x, at), rest]);
             }
         }
     }
@@ -201,8 +195,7 @@ impl Block<'_> {
     /// The tiles must be readable.
     unsafe fn add(&mut self, panels: [*const u8; WIDE], start: usize, steps: usize, prefetch: Option<Prefetch>) {
         let count = self.rows.len();
-        for row in (0..count).step_by(ROWS) {
-            let rows = [0, TILE_ROWS].map(|first| (count - row).saturating_sub(first).min(TILE_ROWS));
+        for (row, rows) in pairs(count) {
             let mut a = [self.activations(row, rows[0], start, steps); 2];
             if rows[1] > 0 {
                 a[1] = self.activations(row + TILE_ROWS, rows[1], start, steps);
